@@ -1,0 +1,191 @@
+// Package config turns one TOML file into one validated Config.
+//
+// It is pure: the only thing it reads is what its caller hands it, so the same
+// file gives the same answer on any machine. What the kernel has (bridges,
+// devices, free ports) is checked by the packages that use it.
+//
+// The file is strict. An unknown key, a typing error or a contradiction is an
+// error that names the file, the line and what to do; nothing is guessed.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is one validated configuration. It is immutable once Load returned it
+// and may be shared between goroutines.
+type Config struct {
+	// Site is the name of this site, [a-z0-9-]{1,32}; peers call us by it.
+	Site string
+	// RunDir holds the control sockets; default /run/stitch/<site>.
+	RunDir string
+	// PrivateKey is the WireGuard private key read from private_key_file.
+	PrivateKey Key
+	// Subnets are the prefixes of this site that peers may reach.
+	Subnets []netip.Prefix
+	// Peers are the other sites, in file order. A peer's index plus one is its
+	// link number, used in marks and routing tables.
+	Peers []Peer
+	// Segments are the stretched layer-2 networks.
+	Segments []Segment
+	// Streams are the rules that say which TCP connections from here are split
+	// and optimised. The first rule that matches counts.
+	Streams []StreamRule
+	// Dials are the destinations at this site that a peer's streams may reach.
+	// Empty means none: the far side dials only what is listed.
+	Dials []DialRule
+	// History bounds the codec's memory.
+	History History
+	// Workloads are the machines that may move between sites.
+	Workloads []Workload
+	// Services are virtual addresses in front of workloads.
+	Services []Service
+	// DNS is the authoritative server for the services' names; nil means none.
+	DNS *DNS
+}
+
+// Peer is another site and the link to it.
+type Peer struct {
+	Name      string
+	PublicKey Key
+	// PresharedKey is optional (zero: none), read from preshared_key_file.
+	PresharedKey Key
+	// Endpoint is "host:port" of the peer's UDP socket; empty: the peer calls us.
+	Endpoint string
+	// ListenPort is the local UDP port of this link; default 51820 plus the
+	// peer's index.
+	ListenPort uint16
+	// Subnets are the peer's prefixes, routed into the link.
+	Subnets []netip.Prefix
+	// UnderlayMTU is the MTU of the path between the edges; default 1500. The
+	// MTU inside the link is derived from it (see InnerMTU).
+	UnderlayMTU int
+	// Stock says that the other end is a WireGuard peer without stitch: only
+	// the layer-3 path exists, no probes, no segments, no streams.
+	Stock bool
+	// LinkAddresses overrides the pair derived from the keys: ours first.
+	LinkAddresses [2]netip.Addr
+}
+
+// Segment is a stretched layer-2 network.
+type Segment struct {
+	// ID names the segment on the wire, 1 to 65535; the same at every site.
+	ID uint16
+	// Bridge is the existing LAN bridge the segment's TAP joins.
+	Bridge string
+	// Subnet is the segment's IPv4 prefix.
+	Subnet netip.Prefix
+	// Gateway is the default gateway of the hosts, held by every edge.
+	Gateway netip.Addr
+	// GatewayMAC is the one MAC the gateway has at every site.
+	GatewayMAC MAC
+	// Home is the site the subnet is routed to when nothing more specific is
+	// known: the site that had the network before it was stretched.
+	Home string
+	// Peers are the names of the peers the segment is stretched to.
+	Peers []string
+	// BroadcastLimit is the most broadcast, unknown-unicast and multicast
+	// frames a second sent to the peers; default 500. ARP, ND and RARP have a
+	// bucket of the same size of their own.
+	BroadcastLimit int
+}
+
+// Handshake says when the client's TCP handshake is completed.
+type Handshake string
+
+const (
+	// Faithful holds the client's SYN until the far server has answered.
+	Faithful Handshake = "faithful"
+	// Early answers at once; a refusal is then a reset after connect.
+	Early Handshake = "early"
+)
+
+// StreamRule says which routed TCP connections are split and optimised.
+type StreamRule struct {
+	Peer      string
+	To        []netip.Prefix
+	Ports     []PortRange
+	Handshake Handshake
+}
+
+// DialRule says where the streams of a peer may go at this site.
+type DialRule struct {
+	Peer  string
+	To    []netip.Prefix
+	Ports []PortRange
+}
+
+// PortRange is an inclusive range of TCP ports.
+type PortRange struct{ First, Last uint16 }
+
+// History bounds what the codec keeps in memory.
+type History struct {
+	// Size is the memory in bytes per link and direction; default 256 MiB.
+	Size int64
+}
+
+// Workload is a machine that may move.
+type Workload struct {
+	// Name is [a-z0-9-]{1,32}; the same at every site.
+	Name string
+	MAC  MAC
+	IP   netip.Addr
+	// Site is where it is when nobody has announced it elsewhere.
+	Site string
+	// Segment is the segment its address is on.
+	Segment uint16
+}
+
+// Service is a virtual address at each site in front of one workload.
+type Service struct {
+	// Name is the DNS name answered by DNS, without trailing dot.
+	Name string
+	// Workload is the name of the workload behind it.
+	Workload string
+	// Port is the TCP port at the workload.
+	Port uint16
+	// At maps a site name to the virtual address and port there.
+	At map[string]netip.AddrPort
+}
+
+// DNS is the authoritative server for the services' names.
+type DNS struct {
+	// Listen are the addresses served, UDP and TCP.
+	Listen []netip.AddrPort
+	// TTL of the answers; default 5 s.
+	TTL time.Duration
+}
+
+// Marks used on packets (meta mark) and connections (ct mark). One 32-bit word
+// holds independent fields, so a connection can be split and have a link.
+const (
+	// MarkLink shifts the link number (1 to 255): route by that link's table.
+	MarkLink     = 8
+	MarkLinkMask = 0x0000ff00
+	// MarkLocal: hand the packet to a transparent socket of this host.
+	MarkLocal = 0x00010000
+	// MarkHold: a SYN that waits for the far server's answer.
+	MarkHold = 0x00020000
+	// MarkSplit: a connection that is (or was) terminated at both edges.
+	MarkSplit = 0x00040000
+)
+
+// Routing tables, rule priorities, ports and device names of the agent.
+const (
+	// TableLink plus the link number is the table of that link.
+	TableLink = 53000
+	// TableHold leads to HoldDevice, TableLocal to the local host.
+	TableHold  = 53300
+	TableLocal = 53301
+	// RulePriority is the first of the agent's ip rules.
+	RulePriority = 5300
+	// InterceptPort is the transparent listener's TCP port.
+	InterceptPort = 5301
+	// StreamPort is the TCP port on the link address for inter-agent connections.
+	StreamPort = 5302
+	// HoldDevice is the TUN of the stream process that held SYNs pass through.
+	HoldDevice = "st-hold"
+	// NftTable is the name of the agent's nftables table (family inet).
+	NftTable = "stitch"
+)
