@@ -1,0 +1,155 @@
+// Package ether is a segment: one layer-2 network stretched over several
+// sites. A TAP in the bridge of the local LAN is joined to the peers, and a
+// Switch decides for every frame where it goes and whether it may go at all.
+//
+// # What crosses
+//
+// Frames cross host to host only. Everything that belongs to one site stays
+// there, and every frame that stays is counted under a named [Reason]:
+//
+//   - the default gateway exists at every site with the same MAC and address,
+//     so no frame from or to its MAC and no ARP or neighbour discovery about
+//     its addresses crosses;
+//   - link protocols (spanning tree, LLDP, CDP, 802.1X, LACP, pause, all of
+//     01:80:c2:00:00:00 to 2f), IPv6 router advertisements and redirects, and
+//     DHCP for both IP versions stay local;
+//   - unknown unicast is not flooded. ARP requests and neighbour solicitations
+//     do cross, so a silent host is learnt from its answer before the first
+//     unicast frame to it, and again whenever its neighbours refresh their
+//     entries;
+//   - broadcast and multicast are limited per second, ARP, RARP and neighbour
+//     discovery apart from the rest, in both directions;
+//   - a frame from a peer goes to the LAN only, never to another peer (split
+//     horizon).
+//
+// Encapsulation is parsed or refused, never guessed, since filters that look
+// at the outermost type can be walked around (VU#855201): at most two VLAN
+// tags, LLC/SNAP with a right length only, no tag inside SNAP. A segment is an
+// untagged network: priority tags (VLAN 0) pass, other VLANs are dropped.
+//
+// # Where a MAC is
+//
+// The forwarding table learns from source addresses. When a MAC shows up at
+// another place than the table says, it depends on the evidence:
+//
+//   - an announcement (RARP request, gratuitous ARP, unsolicited neighbour
+//     advertisement) moves it at once, also when it comes from a peer and also
+//     when the MAC is a workload's: a peer may claim a workload over the
+//     control channel just as well, and waiting would only lose frames;
+//   - a data frame moves it when it has been at its place for half a second
+//     (until then such frames are late ones from before a move, and are
+//     dropped). A data frame from a peer never moves a workload;
+//   - five moves within 180 s freeze a MAC where it is for 180 s, with a
+//     warning: frames from elsewhere are dropped, announcements ignored;
+//   - [Port.Claim] is authoritative for workloads: it is always obeyed, also
+//     when frozen, but counts as a move.
+//
+// An announcement or a first data frame of a MAC that was elsewhere, seen on
+// the LAN, is reported to Config.OnAnnounce before the frame goes on.
+package ether
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/netdev"
+)
+
+// MaxFrame is the longest Ethernet frame carried, without FCS: 9216 bytes of
+// payload behind a header with two VLAN tags. Longer ones are dropped.
+const MaxFrame = 9216 + 14 + 8
+
+// Sender is the way to one peer, a wg.Link.
+type Sender interface {
+	// SendFrame sends one Ethernet frame of a segment. It borrows frame, does
+	// not block, and reports whether the frame was taken.
+	SendFrame(segment uint16, frame []byte) bool
+}
+
+// StaticMAC says where a workload is.
+type StaticMAC struct {
+	MAC config.MAC
+	// IP is the workload's address; ARP that gives it to another MAC does not
+	// cross. Invalid: not checked.
+	IP netip.Addr
+	// Peer is the name of the site it is at; empty: this one.
+	Peer string
+}
+
+// Kinds of announcement.
+const (
+	// KindRARP is a reverse ARP request, as hypervisors send after a move.
+	KindRARP = "rarp"
+	// KindGARP is a gratuitous ARP, request or reply.
+	KindGARP = "garp"
+	// KindNA is an unsolicited IPv6 neighbour advertisement.
+	KindNA = "na"
+	// KindData is the first other frame of a MAC that was at a peer.
+	KindData = "data"
+)
+
+// Announcement says that a MAC was seen on the LAN of this site: a machine
+// that announces itself, or one that was thought to be elsewhere.
+type Announcement struct {
+	Segment uint16
+	MAC     config.MAC
+	// IP is the announced address; invalid when the frame named none (RARP,
+	// most data frames).
+	IP netip.Addr
+	// Kind is one of the Kind constants.
+	Kind string
+}
+
+// Config describes one segment at this site.
+type Config struct {
+	// Segment is its configuration; Gateway, GatewayMAC and BroadcastLimit are
+	// used here (zero limit: 500).
+	Segment config.Segment
+	// Peers are the links it is stretched to, by site name; at most 254.
+	Peers map[string]Sender
+	// TAP is in the LAN's bridge (see Attach). Open takes it.
+	TAP netdev.Device
+	// Own are the MACs of this edge on the bridge besides the gateway's
+	// (Attachment.Own): frames from and to them do not cross.
+	Own []config.MAC
+	// Static names the workloads of the segment and where they are now. It is
+	// called once, by Open; later changes come by Claim. Nil: none.
+	Static func() []StaticMAC
+	// OnAnnounce is called from Run's goroutine for what is announced on the
+	// LAN; at most once per 100 ms for a MAC that stays where it is. It must
+	// not block and may call Claim. Nil: nobody listens.
+	OnAnnounce func(Announcement)
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Stats are a segment's counters since Open.
+type Stats struct {
+	Segment uint16 `json:"segment"`
+	// LANFrames and LANBytes were read from the LAN, ToPeers is the number of
+	// copies that links took.
+	LANFrames uint64 `json:"lan_frames"`
+	LANBytes  uint64 `json:"lan_bytes"`
+	ToPeers   uint64 `json:"to_peers"`
+	// LinkFrames and LinkBytes came from peers, ToLAN were written to the LAN.
+	LinkFrames uint64 `json:"link_frames"`
+	LinkBytes  uint64 `json:"link_bytes"`
+	ToLAN      uint64 `json:"to_lan"`
+	// FromLAN and FromLink count the dropped frames by reason; reasons that
+	// never happened are left out.
+	FromLAN  map[string]uint64 `json:"dropped_from_lan"`
+	FromLink map[string]uint64 `json:"dropped_from_link"`
+	// MACs is the number of table entries per place; "" is this site.
+	MACs map[string]int `json:"macs"`
+	// LearnRefused counts addresses not learnt because their place had used
+	// up its share of the table.
+	LearnRefused uint64 `json:"learn_refused"`
+	// Moves counts changes of place, Frozen the MACs frozen now.
+	Moves  uint64 `json:"moves"`
+	Frozen int    `json:"frozen"`
+	// Announcements were reported to OnAnnounce; Relearn counts the frames put
+	// into the LAN so that its bridge follows a claimed workload.
+	Announcements uint64 `json:"announcements"`
+	Relearn       uint64 `json:"relearn"`
+}
