@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 )
 
@@ -33,6 +34,12 @@ func (k Key) String() string { return "(key)" }
 
 // GoString is String, for %#v.
 func (k Key) GoString() string { return "(key)" }
+
+// Format writes the placeholder for every verb of fmt.
+func (k Key) Format(w fmt.State, _ rune) { _, _ = io.WriteString(w, k.String()) }
+
+// MarshalText is String, for JSON and for structured logs.
+func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // IsZero reports whether k is "none".
 func (k Key) IsZero() bool { return k == Key{} }
