@@ -1,0 +1,170 @@
+package netdev
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+const (
+	clonePath = "/dev/net/tun"
+	// queueLen bounds the kernel's queue in front of a device, in packets or
+	// super-packets. It is the kernel's own default for a TUN: enough for a
+	// burst while the agent is scheduled away (a few ms at 1 Gb/s), and short
+	// enough that bulk traffic does not hide the loss it should react to.
+	queueLen = 500
+	// addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address, so no
+	// router solicitations and multicast reports of our own in the tunnel.
+	addrGenNone = 1
+)
+
+// Linux opens devices through /dev/net/tun and rtnetlink, in the network
+// namespace of the calling thread. It is safe for concurrent use.
+type Linux struct{}
+
+var _ Opener = Linux{}
+
+// OpenTUN creates or adopts the persistent TUN called name, sets its MTU and
+// brings it up. Packets cross with virtio-net headers: one Read returns the
+// segments of one TCP or UDP super-packet (up to 128), one Write coalesces a
+// batch again. Read needs buffers of 64 KiB behind offset. The device also
+// has SetReadDeadline(time.Time) error, which makes a blocked Read return
+// os.ErrDeadlineExceeded.
+//
+// A device that another process has open is an error, and so is an existing
+// interface of that name that is not a TUN.
+func (Linux) OpenTUN(name string, mtu int) (Device, error) {
+	fd, err := open(name, mtu, request{flags: unix.IFF_TUN | unix.IFF_VNET_HDR, persist: true, up: true})
+	if err != nil {
+		return nil, err
+	}
+	t, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open device %s: offloads: %w", name, err), unix.Close(fd))
+	}
+	return &offload{Device: t, name: name}, nil
+}
+
+// OpenTAP creates or adopts the persistent TAP called name and sets its MTU.
+// A new one is down and has no addresses; an adopted one stays as it is, up
+// and in its bridge. There are no offloads: every frame fits the MTU.
+func (Linux) OpenTAP(name string, mtu int) (Device, error) {
+	fd, err := open(name, mtu, request{flags: unix.IFF_TAP, persist: true})
+	if err != nil {
+		return nil, err
+	}
+	return newPlain(name, fd)
+}
+
+// OpenPrivateTUN creates a TUN without offloads that vanishes with its last
+// descriptor, sets its MTU and brings it up.
+func (Linux) OpenPrivateTUN(name string, mtu int) (Device, error) {
+	fd, err := open(name, mtu, request{flags: unix.IFF_TUN, up: true})
+	if err != nil {
+		return nil, err
+	}
+	return newPlain(name, fd)
+}
+
+// Remove deletes the persistent TUN or TAP called name, also when a process
+// has it open (that one then reads net.ErrClosed). It is no error if there is
+// none; it is one if the interface is of another kind.
+func (Linux) Remove(name string) error {
+	link, err := netlink.LinkByName(name)
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove device %s: %w", name, err)
+	}
+	if link.Type() != "tuntap" {
+		return fmt.Errorf("remove device %s: it is a %s, not a TUN or TAP of ours: remove or rename it yourself", name, link.Type())
+	}
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove device %s: %w", name, explain(err, name))
+	}
+	return nil
+}
+
+// request says what kind of device open makes.
+type request struct {
+	flags       uint16 // IFF_*
+	persist, up bool
+}
+
+// open opens the clone device, attaches it to the interface called name,
+// which it creates if there is none, and sets that up. The descriptor is
+// non-blocking.
+func open(name string, mtu int, r request) (int, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil || name == "" {
+		return -1, fmt.Errorf("open device %q: the name must have 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	}
+	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open device %s: %w", name, explain(err, name))
+	}
+	ifr.SetUint16(r.flags | unix.IFF_NO_PI)
+	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+	if err == nil && r.persist {
+		err = unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1)
+	}
+	if err == nil {
+		err = setup(name, mtu, r.up)
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("open device %s: %w", name, explain(err, name)), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// explain adds to an error of the kernel what the operator can do about it.
+func explain(err error, name string) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w: this host has no %s: load the module with `modprobe tun`, or pass the device into the container", err, clonePath)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: needs root (CAP_NET_ADMIN)", err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w: device %s is in use by another process: stop the other agent first", err, name)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w: an interface called %s of another kind exists: remove it with `ip link del %s`", err, name, name)
+	}
+	return err
+}
+
+// setup sets the MTU and queue length, and brings the device up if asked to.
+func setup(name string, mtu int, up bool) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find it: %w", err)
+	}
+	if err := netlink.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set mtu %d: %w", mtu, err)
+	}
+	if err := netlink.LinkSetTxQLen(link, queueLen); err != nil {
+		return fmt.Errorf("set queue length: %w", err)
+	}
+	// A kernel without IPv6 has no such setting and needs none.
+	if err := netlink.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return fmt.Errorf("turn link-local address off: %w", err)
+	}
+	if !up {
+		return nil
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up: %w", err)
+	}
+	return nil
+}
+
+// isClosed reports whether err is that of a closed or deleted device.
+func isClosed(err error) bool {
+	return errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EBADFD)
+}
