@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"time"
@@ -94,13 +95,19 @@ func (l *loader) decode(data []byte) bool {
 		line, _ = de.Position()
 		text = de.Error()
 	}
-	text = strings.TrimPrefix(text, "toml: ")
-	if strings.Contains(text, "already") || strings.Contains(text, "redefine") || strings.Contains(text, "exists") {
-		l.add(line, "", "written twice (%s): keep one of them", text)
-	} else {
-		l.add(line, "", "not TOML (%s): mend this line", text)
-	}
+	l.add(line, "", "%s", tomlProblem(strings.TrimPrefix(text, "toml: ")))
 	return false
+}
+
+// tomlProblem adds a remedy to what the decoder says.
+func tomlProblem(text string) string {
+	switch {
+	case strings.Contains(text, "already"):
+		return "written twice (" + text + "): keep one of them"
+	case strings.Contains(text, "at start of value"):
+		return "not TOML (" + text + "): put text in \"quotes\""
+	}
+	return "not TOML (" + text + "): mend this line"
 }
 
 // problem records what is wrong at a path such as peer[0].endpoint.
@@ -210,6 +217,10 @@ func (l *loader) keyFile(path, file string) Key {
 		file = filepath.Join(filepath.Dir(l.file), file)
 	}
 	data, err := l.readFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		l.problem(path, "there is no file %s: make one with `stitch keygen %s`", file, file)
+		return Key{}
+	}
 	if err != nil {
 		l.problem(path, "%v", err)
 		return Key{}

@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"time"
 )
+
+var update = flag.Bool("update", false, "rewrite the expected messages of testdata/bad")
 
 // testKey returns the private key made of one byte repeated.
 func testKey(b byte) (k Key) {
@@ -103,8 +106,9 @@ func TestLoadDefaults(t *testing.T) {
 	}
 }
 
-// TestBad loads every file of testdata/bad. Its first lines are comments that
-// begin with #! and hold the messages expected, in order.
+// TestBad loads every file of testdata/bad. Its last lines are comments that
+// begin with #! and hold the messages expected, in order. With -update they
+// are rewritten: read the difference.
 func TestBad(t *testing.T) {
 	files, err := filepath.Glob("testdata/bad/*.toml")
 	if err != nil || len(files) == 0 {
@@ -126,10 +130,29 @@ func TestBad(t *testing.T) {
 			if err == nil || cfg != nil {
 				t.Fatalf("accepted: %+v", cfg)
 			}
+			if *update {
+				rewrite(t, file, data, err)
+				return
+			}
 			if got := err.Error(); got != strings.Join(want, "\n") {
 				t.Errorf("got:\n%s\nwant:\n%s", got, strings.Join(want, "\n"))
 			}
 		})
+	}
+}
+
+// rewrite replaces the expected messages of a file, keeping its line numbers:
+// they follow the text.
+func rewrite(t *testing.T, file string, data []byte, err error) {
+	text := string(data)
+	if i := strings.Index(text, "#! "); i >= 0 {
+		text = text[:i]
+	}
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		text += "#! " + line + "\n"
+	}
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -55,7 +55,7 @@ func (l *loader) peers() {
 	if l.tooMany("peer", len(l.raw.Peer), MaxPeers) {
 		return
 	}
-	u := uses{l, map[string]string{"name " + l.cfg.Site: "this site"}}
+	u := uses{l, map[string]string{"name " + l.cfg.Site: "this site's"}}
 	for i, r := range l.raw.Peer {
 		path := at("peer", i)
 		p := Peer{Name: r.Name, Endpoint: r.Endpoint, Stock: r.Stock}
@@ -87,13 +87,10 @@ type uses struct {
 // once records that path uses what ("port 51820"); a second use is a problem.
 func (u uses) once(path, what, remedy string) {
 	if first, taken := u.by[what]; taken {
-		u.problem(path, "%s is already that of %s: %s", what, first, remedy)
+		u.problem(path, "%s is already %s: %s", what, first, remedy)
 		return
 	}
-	u.by[what] = dotted(path)
-	if line := u.lineOf(path); line > 0 {
-		u.by[what] += fmt.Sprintf(" in line %d", line)
-	}
+	u.by[what] = fmt.Sprintf("in line %d", u.lineOf(path))
 }
 
 // peerName checks the name of a peer, which is also that of a device.

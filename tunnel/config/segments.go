@@ -136,8 +136,8 @@ func (l *loader) workloads() {
 	}
 	u := uses{l, map[string]string{}}
 	for _, s := range l.cfg.Segments {
-		u.by["mac "+s.GatewayMAC.String()] = "the gateway"
-		u.by["ip "+s.Gateway.String()] = "the gateway"
+		u.by["mac "+s.GatewayMAC.String()] = "the gateway's"
+		u.by["ip "+s.Gateway.String()] = "the gateway's"
 	}
 	for i, r := range l.raw.Workload {
 		path := at("workload", i)
