@@ -1,0 +1,84 @@
+// Package stream carries TCP connections between two sites split at both
+// edges: the client's connection ends here, the bytes cross deduplicated and
+// compressed over kernel TCP between the two agents, and the far agent talks to
+// the server from the client's own address and port. It is what the stream
+// process runs.
+//
+// # A connection's life
+//
+//  1. The kernel marks a client's SYN that matches a stream rule and routes it
+//     into the TUN st-hold, which this package reads. The SYN is held.
+//  2. The agent takes a warm connection to the peer and sends OPEN. The peer
+//     checks its dial rules and connects to the server.
+//  3. The server answered: the near agent writes the SYN back into st-hold,
+//     where the kernel's TPROXY rule gives it to the transparent listener; the
+//     accepted connection joins the stream that is ready for it. The server
+//     refused: the RST or ICMP error that the far agent got is written into
+//     st-hold towards the client. It did not answer: nothing is said.
+//  4. Bytes are relayed both ways until both directions have ended and each end
+//     has said that everything was acknowledged by its host.
+//
+// A rule with handshake "early" writes the SYN back at once and opens the
+// stream in parallel; a refusal is then a reset after connect.
+//
+// # When optimisation cannot be had
+//
+// If no connection to the peer can be had, or the peer cannot or may not dial,
+// the SYN is passed on as a packet: sent through a raw socket bound to the
+// peer's link device, so it crosses unoptimised inside the link and nowhere
+// else. The client's later packets never come here. The choice is per SYN and
+// per peer, so one dead peer of several does not disturb the others, and the
+// kernel's rules never change with a peer's health. A tuple that was passed
+// stays passed for its retransmissions. When the whole process dies st-hold
+// vanishes with it, its routing table is empty, and SYNs fall through to the
+// main table.
+//
+// What this package needs from the kernel's rules: a SYN is marked MarkHold
+// only when it came from neither st-hold nor a link and no socket matches it;
+// the connection mark MarkSplit is set when TPROXY takes the SYN from st-hold
+// (not when it is held: it may yet be passed) and by the SO_MARK of the far
+// agent's socket; what comes from st-hold is forwarded, its rp_filter is 0.
+//
+// # Wire format
+//
+// Between two agents each stream has a TCP connection of its own, from one link
+// address to the other, port 5302. Everything is frames, integers big-endian:
+//
+//	+--------+----------------+----------------+
+//	| type 1 | body length 3  | body           |
+//	+--------+----------------+----------------+
+//
+//	type  name     sent by     body
+//	  1   HELLO    dialler     "stch", version 1, reserved 3, connection id 8, epoch 8, history size 8, nonce 32
+//	  2   WELCOME  listener    as HELLO (same connection id), HMAC 32
+//	  3   AUTH     dialler     HMAC 32
+//	  4   READY    listener    empty
+//	 16   OPEN     dialler     window 4, family 1 (4 or 6), source and destination: address 4 or 16, port 2 each
+//	 17   DIALING  listener    empty: OPEN has been accepted for dialling
+//	 18   OPENED   listener    window 4
+//	 19   REFUSED  listener    kind 1 (see Refusal)
+//	 20   DATA     both        one block body (tunnel/stream/block), at most 256 KiB of original bytes
+//	 21   ACK      both        block acknowledgement body
+//	 22   NACK     both        block negative acknowledgement body
+//	 23   RESENT   both        the block a NACK asked for
+//	 24   CREDIT   both        limit 8: original bytes the receiver of this frame may have sent in all
+//	 25   FIN      both        total 8: original bytes sent in this direction; no DATA follows
+//	 26   DONE     both        total 8: that many bytes and the FIN were acknowledged by the host here
+//	 27   RESET    both        empty: the host here reset its connection
+//
+// A type that is not listed, a body longer or shorter than its type allows, or
+// a frame out of its turn ends the connection, and with it the stream, by
+// reset. The version is that of HELLO; reserved bytes are sent as zero and
+// ignored.
+//
+// Both HMACs are HMAC-SHA256 keyed with the link's token over a label
+// ("stitch stream listener 1", "stitch stream dialler 1"), the HELLO body and
+// the WELCOME body up to its HMAC.
+//
+// Epochs keep two histories in step. Each side has, per peer, a random non-zero
+// epoch and a history that belongs to it. The first connection that becomes
+// READY ties the epoch to the peer's. When later a peer shows another epoch (its
+// process has restarted), our epoch and history are dropped, the connections
+// that used them are reset, and the connection is made again: so one pair of
+// epochs means one pair of histories, and a restart costs a cold start.
+package stream

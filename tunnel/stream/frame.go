@@ -1,0 +1,231 @@
+package stream
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+
+	"stitch/tunnel/stream/block"
+)
+
+// frameType is the first byte of a frame; see the package documentation.
+type frameType uint8
+
+const (
+	frameHello   frameType = 1
+	frameWelcome frameType = 2
+	frameAuth    frameType = 3
+	frameReady   frameType = 4
+	frameOpen    frameType = 16
+	frameDialing frameType = 17
+	frameOpened  frameType = 18
+	frameRefused frameType = 19
+	frameData    frameType = 20
+	frameAck     frameType = 21
+	frameNack    frameType = 22
+	frameResent  frameType = 23
+	frameCredit  frameType = 24
+	frameFin     frameType = 25
+	frameDone    frameType = 26
+	frameReset   frameType = 27
+)
+
+const (
+	frameHeader = 4
+	// maxBody is the longest body of any frame.
+	maxBody = block.MaxFrame
+	// maxAckBody bounds ACK and NACK bodies: they are short lists.
+	maxAckBody = 4 << 10
+	openLen4   = 4 + 1 + 2*(4+2)
+	openLen6   = 4 + 1 + 2*(16+2)
+)
+
+// errFrame is wrapped by every error about bytes that are no valid frame.
+var errFrame = errors.New("stream: bad frame")
+
+// bodyBounds returns the shortest and longest body of a type; ok is false for
+// a type that does not exist.
+func bodyBounds(t frameType) (lo, hi int, ok bool) {
+	switch t {
+	case frameHello:
+		return helloLen, helloLen, true
+	case frameWelcome:
+		return helloLen + macLen, helloLen + macLen, true
+	case frameAuth:
+		return macLen, macLen, true
+	case frameReady, frameDialing, frameReset:
+		return 0, 0, true
+	case frameOpen:
+		return openLen4, openLen6, true
+	case frameOpened:
+		return 4, 4, true
+	case frameRefused:
+		return 1, 1, true
+	case frameData, frameResent:
+		return 1, maxBody, true
+	case frameAck, frameNack:
+		return 1, maxAckBody, true
+	case frameCredit, frameFin, frameDone:
+		return 8, 8, true
+	}
+	return 0, 0, false
+}
+
+// parseHeader reads a frame's header and checks the length against its type.
+func parseHeader(h [frameHeader]byte) (frameType, int, error) {
+	t := frameType(h[0])
+	n := int(h[1])<<16 | int(h[2])<<8 | int(h[3])
+	lo, hi, ok := bodyBounds(t)
+	switch {
+	case !ok:
+		return 0, 0, fmt.Errorf("%w: type %d is unknown", errFrame, t)
+	case n < lo || n > hi:
+		return 0, 0, fmt.Errorf("%w: type %d with %d bytes", errFrame, t, n)
+	}
+	return t, n, nil
+}
+
+// readFrame reads one frame. The body is read into buf if it fits, else into
+// a new slice; it is never longer than its type allows. The caller owns both.
+func readFrame(r io.Reader, buf []byte) (frameType, []byte, error) {
+	var h [frameHeader]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, nil, err
+	}
+	t, n, err := parseHeader(h)
+	if err != nil {
+		return 0, nil, err
+	}
+	if cap(buf) < n {
+		buf = make([]byte, n)
+	}
+	body := buf[:n]
+	if _, err := io.ReadFull(r, body); err != nil {
+		return 0, nil, noEOF(err)
+	}
+	return t, body, nil
+}
+
+// noEOF turns the end of input inside a frame into an unexpected one.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// beginFrame appends a header whose length endFrame fills in.
+func beginFrame(b []byte, t frameType) []byte { return append(b, byte(t), 0, 0, 0) }
+
+// endFrame sets the length of the frame that begins at b[start].
+func endFrame(b []byte, start int) []byte {
+	n := len(b) - start - frameHeader
+	b[start+1], b[start+2], b[start+3] = byte(n>>16), byte(n>>8), byte(n)
+	return b
+}
+
+// appendFrame appends a whole frame with the given body.
+func appendFrame(b []byte, t frameType, body []byte) []byte {
+	start := len(b)
+	return endFrame(append(beginFrame(b, t), body...), start)
+}
+
+// appendCount appends a CREDIT, FIN or DONE frame.
+func appendCount(b []byte, t frameType, n uint64) []byte {
+	return binary.BigEndian.AppendUint64(append(b, byte(t), 0, 0, 8), n)
+}
+
+// parseCount reads the body of a CREDIT, FIN or DONE frame.
+func parseCount(body []byte) (uint64, error) {
+	if len(body) != 8 {
+		return 0, fmt.Errorf("%w: count of %d bytes", errFrame, len(body))
+	}
+	return binary.BigEndian.Uint64(body), nil
+}
+
+// openRequest is the body of OPEN: connect from Src to Dst; the sender takes
+// Window original bytes before it has granted more.
+type openRequest struct {
+	Window   uint32
+	Src, Dst netip.AddrPort
+}
+
+// append appends the body.
+func (o openRequest) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint32(b, o.Window)
+	family := byte(6)
+	if o.Dst.Addr().Is4() {
+		family = 4
+	}
+	b = append(b, family)
+	for _, ap := range []netip.AddrPort{o.Src, o.Dst} {
+		b = append(b, ap.Addr().AsSlice()...)
+		b = binary.BigEndian.AppendUint16(b, ap.Port())
+	}
+	return b
+}
+
+// parseOpen reads the body of OPEN. IPv4 inside IPv6 is not accepted: one
+// connection has one spelling.
+func parseOpen(body []byte) (openRequest, error) {
+	var o openRequest
+	if len(body) < 5 {
+		return o, fmt.Errorf("%w: open of %d bytes", errFrame, len(body))
+	}
+	size := map[byte]int{4: 4, 6: 16}[body[4]]
+	if size == 0 || len(body) != 5+2*(size+2) {
+		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), body[4])
+	}
+	o.Window = binary.BigEndian.Uint32(body)
+	o.Src = parseAddrPort(body[5:], size)
+	o.Dst = parseAddrPort(body[5+size+2:], size)
+	if o.Src.Addr().Is4In6() || o.Dst.Addr().Is4In6() {
+		return o, fmt.Errorf("%w: IPv4 inside an IPv6 address", errFrame)
+	}
+	return o, nil
+}
+
+func parseAddrPort(b []byte, size int) netip.AddrPort {
+	a, _ := netip.AddrFromSlice(b[:size])
+	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(b[size:]))
+}
+
+// Refusal says why a far agent did not open a connection.
+type Refusal uint8
+
+const (
+	// RefusedByServer: the server answered with RST.
+	RefusedByServer Refusal = 1
+	// HostUnreachable and NetUnreachable: ICMP said so, or nobody answers ARP.
+	HostUnreachable Refusal = 2
+	NetUnreachable  Refusal = 3
+	// Prohibited: a filter said so by ICMP.
+	Prohibited Refusal = 4
+	// TimedOut: nobody answered.
+	TimedOut Refusal = 5
+	// Denied: the far agent's dial rules do not list the destination, or the
+	// source is not the peer's. The SYN is passed on as a packet.
+	Denied Refusal = 6
+	// Unable: the far agent could not try (too many streams, the client's port
+	// is taken there). The SYN is passed on as a packet.
+	Unable Refusal = 7
+)
+
+// String returns the word used in logs and in Stats.
+func (r Refusal) String() string {
+	names := [...]string{"none", "refused", "host unreachable", "net unreachable", "prohibited", "timeout", "denied", "unable"}
+	if int(r) < len(names) {
+		return names[r]
+	}
+	return fmt.Sprintf("kind %d", uint8(r))
+}
+
+// parseRefusal reads the body of REFUSED; an unknown kind counts as Unable.
+func parseRefusal(body []byte) Refusal {
+	if len(body) != 1 || body[0] == 0 || body[0] > byte(Unable) {
+		return Unable
+	}
+	return Refusal(body[0])
+}

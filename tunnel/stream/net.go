@@ -1,0 +1,89 @@
+package stream
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"stitch/tunnel/netdev"
+)
+
+// Link is where one peer's agent is reached.
+type Link struct {
+	// Peer is the peer's name, Number its link number (1 to 255).
+	Peer   string
+	Number int
+	// Device is the link's TUN; Local and Remote are its addresses.
+	Device        string
+	Local, Remote netip.Addr
+	// Token is the secret both ends derive from the link's keys under the
+	// label "stitch stream v1".
+	Token [32]byte
+}
+
+// Net is the seam towards the kernel's TCP. All methods may be called
+// concurrently. Every Conn it returns resets on Close until Finish.
+type Net interface {
+	// Intercept returns the transparent listeners (IPv4, and IPv6 where there
+	// is any) on port. LocalAddr of a connection they accept is where the
+	// client wanted to go.
+	Intercept(port uint16) ([]Listener, error)
+	// Dial connects from a client's own address and port to a server. The
+	// error wraps the errno the kernel gave.
+	Dial(ctx context.Context, src, dst netip.AddrPort) (Conn, error)
+	// ListenPeer listens for the peer's agent on the link; DialPeer connects
+	// to it. Both are bound to the link's device.
+	ListenPeer(l Link, port uint16) (Listener, error)
+	DialPeer(ctx context.Context, l Link, port uint16) (Conn, error)
+	// OpenHold opens the private TUN that held SYNs come through.
+	OpenHold() (netdev.Device, error)
+	// Pass sends an IP packet into the link as it is. It borrows packet.
+	Pass(l Link, packet []byte) error
+	// Own reports whether a is an address of this host.
+	Own(a netip.Addr) bool
+}
+
+// Listener accepts connections. After Close, Accept returns net.ErrClosed.
+type Listener interface {
+	Accept() (Conn, error)
+	Close() error
+}
+
+// Conn is a TCP connection as the relay needs it. Read and Write may be called
+// concurrently, each from one goroutine at a time; the rest from any.
+//
+// Close resets the connection (RST, whatever is queued is dropped) unless
+// Finish was called; so does the death of the process. A Read that returns
+// io.EOF is the other end's FIN and never the trace of a reset.
+type Conn interface {
+	net.Conn
+	// CloseWrite sends a FIN after what was written.
+	CloseWrite() error
+	// Finish closes the connection cleanly.
+	Finish() error
+	// Wait blocks until Read would not block. It does not consume anything
+	// and needs no buffer, so an idle connection holds none.
+	Wait() error
+	// Unacked is the number of bytes written (a FIN counts as one) that the
+	// other host has not acknowledged. It fails once the connection is reset.
+	Unacked() (int, error)
+	// RTT is the lowest round-trip time seen; 0 if not known.
+	RTT() time.Duration
+	// Congestion names the congestion control in use; "" if not known.
+	Congestion() string
+}
+
+// addrPort returns a's address with IPv4 in IPv6 unwrapped.
+func addrPort(a net.Addr) netip.AddrPort {
+	var ap netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		ap = a.AddrPort()
+	case interface{ AddrPort() netip.AddrPort }:
+		ap = a.AddrPort()
+	default:
+		return ap
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
