@@ -1,0 +1,30 @@
+package ether
+
+import "time"
+
+// burst is how much of a second's frames may come at once.
+const burst = time.Second / 5
+
+// limiter is a token bucket for a number of events a second, kept as the time
+// at which it would be empty of debt (GCRA). It is not safe for concurrent use.
+type limiter struct{ every, debt time.Duration }
+
+// newLimiter returns a limiter of perSecond events, defaultLimit if that is
+// not positive.
+func newLimiter(perSecond int) limiter {
+	const defaultLimit = 500
+	if perSecond <= 0 {
+		perSecond = defaultLimit
+	}
+	return limiter{every: max(time.Second/time.Duration(perSecond), 1)}
+}
+
+// allow takes one event at now and reports whether it is within the limit.
+func (l *limiter) allow(now time.Duration) bool {
+	debt := max(l.debt, now) + l.every
+	if debt-now > max(burst, l.every) {
+		return false
+	}
+	l.debt = debt
+	return true
+}

@@ -1,0 +1,231 @@
+package ether
+
+import (
+	"time"
+
+	"stitch/tunnel/config"
+)
+
+// Bounds of the forwarding table.
+const (
+	// maxLearned is the most addresses learnt, half of them on the LAN, the
+	// other half shared evenly by the peers. 16384 entries take about 3 MB.
+	maxLearned = 16384
+	// maxWorkloads is the most addresses set by configuration and claims.
+	maxWorkloads = 4096
+	// ageing is how long a learnt address is kept unseen.
+	ageing = 300 * time.Second
+	// A MAC that moves maxMoves times within moveWindow is frozen that long
+	// (RFC 7432 section 15.1, with recovery).
+	maxMoves   = 5
+	moveWindow = 180 * time.Second
+)
+
+// Place is where a MAC is: Local or the number of a peer.
+type Place uint8
+
+const (
+	// Local is the LAN of this site.
+	Local Place = 0
+	// All stands for every peer, as a destination.
+	All Place = 255
+	// maxPeers is the most peers of a segment; they are Place 1 to maxPeers.
+	maxPeers = 254
+)
+
+// entry is a MAC in the table. Learnt entries are in the list of their place,
+// least recently seen first.
+type entry struct {
+	prev, next *entry
+	mac        config.MAC
+	place      Place
+	// claimed is the place of the last claim, for a workload.
+	claimed  Place
+	workload bool
+	seen     time.Duration
+	// since is when it came to its place.
+	since time.Duration
+	// announced is when it was last reported.
+	announced time.Duration
+	// frozen is when a freeze ends.
+	frozen time.Duration
+	// moved is a ring of the times of the last moves.
+	moved   [maxMoves]time.Duration
+	moves   uint8 // filled slots of moved
+	oldest  uint8 // slot to be overwritten next
+	reports bool  // announced is set
+}
+
+// table is the forwarding table. It is not safe for concurrent use.
+type table struct {
+	byMAC map[config.MAC]*entry
+	// Per place: the list of learnt entries, how many they are and may be, and
+	// how many workloads there are.
+	learned   []entry
+	count     []int
+	quota     []int
+	fixed     []int
+	workloads int // sum of fixed
+	frozen    []*entry
+	refused   uint64
+	moves     uint64
+}
+
+func newTable(peers int) *table {
+	n := peers + 1
+	t := &table{
+		byMAC: make(map[config.MAC]*entry), learned: make([]entry, n),
+		count: make([]int, n), quota: make([]int, n), fixed: make([]int, n),
+	}
+	for i := range t.learned {
+		head := &t.learned[i]
+		head.prev, head.next = head, head
+		t.quota[i] = maxLearned / 2 / max(peers, 1)
+	}
+	t.quota[Local] = maxLearned / 2
+	return t
+}
+
+// get returns the entry of mac, nil if there is none or it has aged out.
+func (t *table) get(now time.Duration, mac config.MAC) *entry {
+	e := t.byMAC[mac]
+	if e != nil && e.expired(now) {
+		t.remove(e)
+		return nil
+	}
+	return e
+}
+
+func (e *entry) expired(now time.Duration) bool { return !e.workload && now-e.seen >= ageing }
+
+// learn adds mac at a place; nil if the place's share of the table is used up.
+func (t *table) learn(now time.Duration, mac config.MAC, at Place) *entry {
+	if !t.room(now, at) {
+		t.refused++
+		return nil
+	}
+	e := &entry{mac: mac, place: at, seen: now, since: now}
+	t.byMAC[mac] = e
+	t.link(e)
+	return e
+}
+
+// room makes sure that one more address can be learnt at a place.
+func (t *table) room(now time.Duration, at Place) bool {
+	if t.count[at] < t.quota[at] {
+		return true
+	}
+	eldest := t.learned[at].next
+	if !eldest.expired(now) {
+		return false
+	}
+	t.remove(eldest)
+	return true
+}
+
+// touch notes that e was seen at its place.
+func (t *table) touch(now time.Duration, e *entry) {
+	e.seen = now
+	t.unlink(e)
+	t.link(e)
+}
+
+// move brings e to another place and reports whether that froze it. A learnt
+// address for which there is no room there is forgotten.
+func (t *table) move(now time.Duration, e *entry, to Place) (froze bool) {
+	if !e.workload && !t.room(now, to) {
+		t.refused++
+		t.remove(e)
+		return false
+	}
+	t.unlink(e)
+	e.place, e.seen, e.since = to, now, now
+	t.link(e)
+	t.moves++
+	return t.noteMove(now, e)
+}
+
+func (t *table) noteMove(now time.Duration, e *entry) (froze bool) {
+	e.moved[e.oldest] = now
+	e.oldest = (e.oldest + 1) % maxMoves
+	e.moves = min(e.moves+1, maxMoves)
+	if e.isFrozen(now) || e.moves < maxMoves || now-e.moved[e.oldest] > moveWindow {
+		return false
+	}
+	e.frozen, e.moves = now+moveWindow, 0
+	t.frozen = append(t.frozen, e)
+	return true
+}
+
+func (e *entry) isFrozen(now time.Duration) bool { return now < e.frozen }
+
+// workload returns the entry of a workload, made at a place if there is none;
+// nil if there are too many.
+func (t *table) workload(now time.Duration, mac config.MAC, at Place) *entry {
+	e := t.get(now, mac)
+	if e != nil && e.workload {
+		return e
+	}
+	if t.workloads == maxWorkloads {
+		t.refused++
+		return nil
+	}
+	t.workloads++
+	if e == nil {
+		e = &entry{mac: mac, place: at, seen: now, since: now}
+		t.byMAC[mac] = e
+	} else {
+		t.unlink(e)
+	}
+	e.workload, e.claimed = true, at
+	t.link(e)
+	return e
+}
+
+// tick forgets what has aged and thaws what was frozen long enough.
+func (t *table) tick(now time.Duration) {
+	for i := range t.learned {
+		head := &t.learned[i]
+		for head.next != head && head.next.expired(now) {
+			t.remove(head.next)
+		}
+	}
+	kept := t.frozen[:0]
+	for _, e := range t.frozen {
+		if e.isFrozen(now) {
+			kept = append(kept, e)
+		}
+	}
+	clear(t.frozen[len(kept):])
+	t.frozen = kept
+}
+
+// link counts e at its place, and puts it last in the list there if it ages.
+func (t *table) link(e *entry) {
+	if e.workload {
+		t.fixed[e.place]++
+		return
+	}
+	head := &t.learned[e.place]
+	e.prev, e.next = head.prev, head
+	e.prev.next, head.prev = e, e
+	t.count[e.place]++
+}
+
+func (t *table) unlink(e *entry) {
+	if e.workload {
+		t.fixed[e.place]--
+		return
+	}
+	e.prev.next, e.next.prev = e.next, e.prev
+	e.prev, e.next = nil, nil
+	t.count[e.place]--
+}
+
+func (t *table) remove(e *entry) {
+	t.unlink(e)
+	delete(t.byMAC, e.mac)
+}
+
+// places returns how many MACs are at a place, workloads included.
+func (t *table) places(at Place) int { return t.count[at] + t.fixed[at] }

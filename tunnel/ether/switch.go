@@ -1,0 +1,245 @@
+package ether
+
+import (
+	"net/netip"
+	"time"
+
+	"stitch/tunnel/config"
+)
+
+const (
+	// moveHold is how long a MAC must have been at its place before a data
+	// frame moves it: longer than what is still under way from before a move.
+	moveHold = 500 * time.Millisecond
+	// announceGap is the least time between two reports of a MAC that has not
+	// moved.
+	announceGap = 100 * time.Millisecond
+)
+
+// Switch decides what happens to each frame of a segment. It has no goroutine,
+// clock or socket; every method takes the time as now, measured from any fixed
+// origin and never going back. It is not safe for concurrent use.
+type Switch struct {
+	filter
+	table   *table
+	segment uint16
+	// sent limits frames to the peers; received[i] frames from Place i+1.
+	sent     limits
+	received []limits
+	lan      counts
+	link     counts
+	reported uint64
+}
+
+// limits are the buckets of one direction.
+type limits struct{ broadcast, arp limiter }
+
+// counts are the frames of one direction by what became of them.
+type counts [numReasons]uint64
+
+// Verdict is what to do with a frame.
+type Verdict struct {
+	// Drop is Carried, or why the frame is dropped.
+	Drop Reason
+	// To is where a carried frame goes: Local, one peer, or All peers.
+	To Place
+	// Announce is to be reported, whatever Drop is; Kind "" is nothing.
+	Announce Announcement
+	// Froze is set when this frame was the move that froze its source.
+	Froze bool
+	// Source is the frame's source address, for what is said about it.
+	Source config.MAC
+}
+
+// Workload is a machine whose place is configured and claimed, not learnt.
+type Workload struct {
+	MAC config.MAC
+	// IP may be invalid; see StaticMAC.
+	IP netip.Addr
+	At Place
+}
+
+// NewSwitch returns the switch of a segment with that many peers, at most 254;
+// they are Place 1 to peers. own are the MACs of this edge besides the
+// gateway's.
+func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workload) *Switch {
+	l := limits{newLimiter(seg.BroadcastLimit), newLimiter(seg.BroadcastLimit)}
+	s := &Switch{
+		filter: newFilter(seg, own, static), table: newTable(peers), segment: seg.ID,
+		sent: l, received: make([]limits, peers),
+	}
+	for i := range s.received {
+		s.received[i] = l
+	}
+	for _, w := range static {
+		s.table.workload(-moveHold, w.MAC, w.At)
+	}
+	return s
+}
+
+// FromLAN decides on a frame read from the LAN. It borrows frame.
+func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
+	h, in, r := s.inspect(frame)
+	v := Verdict{Drop: r, Source: h.src}
+	if r == Carried {
+		s.learn(now, &h, &in, Local, &v)
+	}
+	if v.Drop == Carried {
+		v.To, v.Drop = s.route(now, &h, &in)
+	}
+	s.lan[v.Drop]++
+	return v
+}
+
+// FromPeer decides on a frame that the peer at place from sent; a carried one
+// always goes to the LAN. It borrows frame.
+func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
+	if from == Local || int(from) > len(s.received) {
+		s.link[UnknownPeer]++
+		return Verdict{Drop: UnknownPeer}
+	}
+	h, in, r := s.inspect(frame)
+	v := Verdict{Drop: r, Source: h.src}
+	if r == Carried {
+		s.learn(now, &h, &in, from, &v)
+	}
+	if v.Drop == Carried && !s.known(now, h.dst) {
+		v.Drop = s.received[from-1].take(now, &in)
+	}
+	s.link[v.Drop]++
+	return v
+}
+
+// known reports whether dst is one host that was seen on the LAN. The bridge
+// floods frames to any other.
+func (s *Switch) known(now time.Duration, dst config.MAC) bool {
+	if group(dst) {
+		return false
+	}
+	e := s.table.get(now, dst)
+	return e != nil && e.place == Local
+}
+
+// learn takes note that the frame's source is at place at.
+func (s *Switch) learn(now time.Duration, h *header, in *info, at Place, v *Verdict) {
+	e := s.table.get(now, h.src)
+	moved := false
+	switch {
+	case e == nil:
+		e = s.table.learn(now, h.src, at)
+	case e.place == at:
+		s.table.touch(now, e)
+	default:
+		if v.Drop = mayMove(now, e, in, at); v.Drop != Carried {
+			return
+		}
+		v.Froze = s.table.move(now, e, at)
+		moved = true
+	}
+	if at == Local {
+		s.report(now, h, in, e, moved, v)
+	}
+}
+
+// mayMove judges a frame of e's MAC from another place.
+func mayMove(now time.Duration, e *entry, in *info, at Place) Reason {
+	switch {
+	case e.isFrozen(now):
+		return Frozen
+	case in.kind != "":
+		return Carried
+	case now-e.since < moveHold:
+		return Late
+	case e.workload && at != Local:
+		return Owned
+	}
+	return Carried
+}
+
+// report fills v.Announce if what was seen on the LAN is news. e may be nil:
+// an address that could not be learnt is reported when it announces itself.
+func (s *Switch) report(now time.Duration, h *header, in *info, e *entry, moved bool, v *Verdict) {
+	kind := in.kind
+	switch {
+	case moved && kind == "":
+		kind = KindData
+	case kind == "":
+		return
+	case e == nil:
+	case !moved && e.reports && now-e.announced < announceGap:
+		return
+	}
+	if e != nil {
+		e.announced, e.reports = now, true
+	}
+	s.reported++
+	v.Announce = Announcement{Segment: s.segment, MAC: h.src, IP: in.ip, Kind: kind}
+}
+
+// route says where a frame from the LAN goes.
+func (s *Switch) route(now time.Duration, h *header, in *info) (Place, Reason) {
+	if group(h.dst) {
+		return All, s.sent.take(now, in)
+	}
+	e := s.table.get(now, h.dst)
+	switch {
+	case e == nil:
+		return Local, UnknownUnicast
+	case e.place == Local:
+		return Local, LocalDestination
+	}
+	return e.place, Carried
+}
+
+// take charges a frame to its bucket.
+func (l *limits) take(now time.Duration, in *info) Reason {
+	switch {
+	case in.control && !l.arp.allow(now):
+		return LimitARP
+	case !in.control && !l.broadcast.allow(now):
+		return LimitBroadcast
+	}
+	return Carried
+}
+
+// Claim puts the workload mac at a place. relearn says that it is news that
+// the workload is at a peer, so the LAN's bridge must learn where to send its
+// frames; froze that this move froze it.
+func (s *Switch) Claim(now time.Duration, mac config.MAC, at Place) (relearn, froze bool) {
+	known := s.table.get(now, mac) != nil
+	e := s.table.workload(now, mac, at)
+	if e == nil {
+		return false, false
+	}
+	news := !known || e.place != at || e.claimed != at
+	if e.place != at {
+		froze = s.table.move(now, e, at)
+	}
+	e.claimed = at
+	return news && at != Local, froze
+}
+
+// Tick forgets what has aged; to be called about once a second.
+func (s *Switch) Tick(now time.Duration) { s.table.tick(now) }
+
+// addTo adds what the switch counted to st; names are the peers in the order
+// of their places.
+func (s *Switch) addTo(st *Stats, names []string) {
+	s.lan.addTo(st.FromLAN)
+	s.link.addTo(st.FromLink)
+	st.MACs[""] = s.table.places(Local)
+	for i, name := range names {
+		st.MACs[name] = s.table.places(Place(i + 1))
+	}
+	st.LearnRefused, st.Moves, st.Frozen = s.table.refused, s.table.moves, len(s.table.frozen)
+	st.Announcements = s.reported
+}
+
+// addTo adds the dropped frames to m by reason.
+func (c *counts) addTo(m map[string]uint64) {
+	for r := Carried + 1; r < numReasons; r++ {
+		if c[r] > 0 {
+			m[r.String()] += c[r]
+		}
+	}
+}
