@@ -1,0 +1,181 @@
+// Package tunnel wires the stages into an agent. It decides nothing itself:
+// every decision is in the package that owns it, and data flows one way,
+// LAN devices, segment or link, wireguard-go, UDP.
+//
+// An agent has two planes. The link plane holds the WireGuard links, the
+// segments, the redirection and the name server. The stream plane intercepts,
+// optimises and relays TCP. They meet in the kernel only, so each runs in a
+// process of its own and the memory-hungry one can never take the other down;
+// tests run both in one process.
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/conn"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/control"
+	"stitch/tunnel/dns"
+	"stitch/tunnel/ether"
+	"stitch/tunnel/netdev"
+	"stitch/tunnel/redirect"
+	"stitch/tunnel/stream"
+	"stitch/tunnel/wg"
+)
+
+// Runner is something that serves until its context ends.
+type Runner interface {
+	Run(ctx context.Context) error
+}
+
+// Seams are an agent's only ways to the outside. Time is the time package
+// alone, which testing/synctest replaces.
+type Seams struct {
+	// Devices opens TUN and TAP devices.
+	Devices netdev.Opener
+	// Bind returns the UDP side of the link to a peer; a nil Bind means
+	// wireguard-go's own.
+	Bind func(peer string) conn.Bind
+	// Attach puts the TAP of a segment into its bridge.
+	Attach func(seg config.Segment, tap string) (*ether.Attachment, error)
+	// Kernel programs routes, rules and packet filter.
+	Kernel redirect.Kernel
+	// Net is the kernel's TCP, for the stream plane.
+	Net stream.Net
+	// Control serves a plane's status on the named socket; nil: it has none.
+	Control func(socket string, status func(context.Context) control.Status) (Runner, error)
+	// DNS binds the name server; nil: names are not served.
+	DNS func(dns.Config) (Runner, error)
+	// Rand gives nonces.
+	Rand io.Reader
+}
+
+// Linux returns the seams of a real host.
+func Linux(cfg *config.Config, log *slog.Logger) Seams {
+	return Seams{
+		Devices: netdev.Linux{},
+		Bind:    func(string) conn.Bind { return nil },
+		Attach: func(seg config.Segment, tap string) (*ether.Attachment, error) {
+			return ether.Attach(seg, tap, log)
+		},
+		Kernel: redirect.NewLinux(log),
+		Net:    &stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute},
+		Control: func(socket string, status func(context.Context) control.Status) (Runner, error) {
+			return control.Listen(control.Config{Path: filepath.Join(cfg.RunDir, socket), Status: status, Log: log})
+		},
+		DNS:  func(c dns.Config) (Runner, error) { return dns.Listen(c) },
+		Rand: rand.Reader,
+	}
+}
+
+// Agent is one site's agent. Its methods may be called once each.
+type Agent struct {
+	cfg   *config.Config
+	seams Seams
+	log   *slog.Logger
+}
+
+// New returns an agent; nothing is opened before one of its planes runs. A nil
+// log is silent.
+func New(cfg *config.Config, seams Seams, log *slog.Logger) *Agent {
+	return &Agent{cfg: cfg, seams: seams, log: cmp.Or(log, slog.New(slog.DiscardHandler))}
+}
+
+// Run runs both planes until ctx ends or one of them fails.
+func (a *Agent) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.RunLink(ctx) })
+	g.Go(func() error { return a.RunStream(ctx) })
+	return g.Wait()
+}
+
+// RunStream runs the stream plane until ctx ends; then every stream is reset
+// and the error is nil.
+func (a *Agent) RunStream(ctx context.Context) error {
+	links, err := a.streamLinks()
+	if err != nil {
+		return err
+	}
+	p, err := stream.New(stream.Config{Site: a.cfg.Site, Cfg: a.cfg, Links: links, Net: a.seams.Net, Rand: a.seams.Rand, Log: a.log})
+	if err != nil {
+		return err
+	}
+	status := func(context.Context) control.Status { return control.Status{Streams: control.Raw(p.Stats())} }
+	return a.serve(ctx, control.StreamSocket, status, p)
+}
+
+// streamLinks are the links that carry streams, with the secret that opens an
+// inter-agent connection.
+func (a *Agent) streamLinks() ([]stream.Link, error) {
+	links, err := Links(a.cfg)
+	if err != nil {
+		return nil, err
+	}
+	var out []stream.Link
+	for _, p := range a.cfg.Peers {
+		if p.Stock {
+			continue
+		}
+		token, err := wg.SharedSecret(a.cfg.PrivateKey, p.PublicKey, "stitch stream v1")
+		if err != nil {
+			return nil, fmt.Errorf("peer %s: %w", p.Name, err)
+		}
+		l := links[p.Name]
+		out = append(out, stream.Link{Peer: p.Name, Number: l.Number, Device: l.Device, Local: l.Local, Remote: l.Remote, Token: token})
+	}
+	return out, nil
+}
+
+// serve runs a plane's parts and its status socket until ctx ends or one of
+// them fails. The end of ctx is no error.
+func (a *Agent) serve(ctx context.Context, socket string, status func(context.Context) control.Status, parts ...Runner) error {
+	if a.seams.Control != nil {
+		s, err := a.seams.Control(socket, status)
+		if err != nil {
+			return err
+		}
+		parts = append(parts, s)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for _, p := range parts {
+		g.Go(func() error { return p.Run(gctx) })
+	}
+	if err := g.Wait(); err != nil && !(ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+		return err
+	}
+	return nil
+}
+
+// RunLink is what the link process runs: the link plane of a real host.
+func RunLink(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	return New(cfg, Linux(cfg, log), log).RunLink(ctx)
+}
+
+// RunStream is what the stream process runs: the stream plane of a real host.
+func RunStream(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	return New(cfg, Linux(cfg, log), log).RunStream(ctx)
+}
+
+// Clean removes from this host what a stopped agent left on purpose: its
+// devices, rules and routes, and with keepGuards false also the guard routes
+// that keep the peers' traffic from leaving in clear.
+func Clean(cfg *config.Config, keepGuards bool) error {
+	s := Linux(cfg, nil)
+	errs := []error{s.Kernel.Clear(keepGuards)}
+	for _, p := range cfg.Peers {
+		errs = append(errs, s.Devices.Remove(TUNName(p.Name)))
+	}
+	for _, seg := range cfg.Segments {
+		errs = append(errs, s.Devices.Remove(TAPName(seg.ID)))
+	}
+	return errors.Join(errs...)
+}

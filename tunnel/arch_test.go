@@ -1,0 +1,69 @@
+package tunnel_test
+
+import (
+	"encoding/json"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// imports is the direction data and decisions flow in: what each package of
+// ours may import of ours. A package that is not listed fails the test, so a
+// new one needs a decision here.
+var imports = map[string][]string{
+	"stitch/compress":                 {},
+	"stitch/dedupe":                   {},
+	"stitch/tunnel/config":            {},
+	"stitch/tunnel/netdev":            {},
+	"stitch/tunnel/netdev/netdevtest": {"stitch/tunnel/netdev"},
+	"stitch/tunnel/wan":               {},
+	"stitch/tunnel/hypervisor":        {},
+	"stitch/tunnel/dns":               {"stitch/tunnel/config"},
+	"stitch/tunnel/control":           {"stitch/tunnel/config"},
+	"stitch/tunnel/wg":                {"stitch/tunnel/config", "stitch/tunnel/netdev"},
+	"stitch/tunnel/ether":             {"stitch/tunnel/config", "stitch/tunnel/netdev"},
+	"stitch/tunnel/redirect":          {"stitch/tunnel/config"},
+	"stitch/tunnel/stream/block":      {"stitch/compress", "stitch/dedupe"},
+	"stitch/tunnel/stream":            {"stitch/dedupe", "stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/stream/block"},
+	"stitch/tunnel/stream/streamtest": {"stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/netdevtest", "stitch/tunnel/stream"},
+	"stitch/tunnel/lab":               {"stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/wan", "stitch/tunnel/wg"},
+	"stitch/tunnel": {
+		"stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/dns", "stitch/tunnel/ether", "stitch/tunnel/netdev",
+		"stitch/tunnel/redirect", "stitch/tunnel/stream", "stitch/tunnel/wg",
+	},
+	"stitch/cmd/stitch": {
+		"stitch/tunnel", "stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/lab", "stitch/tunnel/wg",
+	},
+}
+
+// TestImports holds the layering: decisions below, wiring above.
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "stitch/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for dec.More() {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(p.ImportPath, "stitch/scripts/") {
+			continue // programs of the demo and the benchmarks may use anything
+		}
+		allowed, known := imports[p.ImportPath]
+		if !known {
+			t.Errorf("%s is not in the import table", p.ImportPath)
+			continue
+		}
+		for _, i := range p.Imports {
+			if strings.HasPrefix(i, "stitch/") && !slices.Contains(allowed, i) {
+				t.Errorf("%s must not import %s", p.ImportPath, i)
+			}
+		}
+	}
+}
