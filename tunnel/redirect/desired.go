@@ -89,7 +89,8 @@ const (
 type Rule struct {
 	Kind     RuleKind
 	Priority int
-	IPv6     bool
+	// IPv6 says that the rule is for IPv6, otherwise it is for IPv4.
+	IPv6 bool
 	// Mark and Mask select by packet mark; a zero Mask selects all.
 	Mark, Mask uint32
 	// Iif selects by incoming device; "lo" also means packets of this host.
