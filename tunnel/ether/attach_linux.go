@@ -114,7 +114,10 @@ func (a *Attachment) join(bridge, port netlink.Link) error {
 		return fmt.Errorf("join bridge %s: %w", name, err)
 	}
 	a.undo = append(a.undo, func() error {
-		return errors.Join(netlink.LinkSetDown(port), netlink.LinkSetNoMaster(port))
+		if err := netlink.LinkSetDown(port); err != nil {
+			return err
+		}
+		return netlink.LinkSetNoMaster(port)
 	})
 	if err := allMulticast(port.Attrs().Index); err != nil {
 		return fmt.Errorf("send all multicast of bridge %s to the segment: %w", name, err)
@@ -129,13 +132,12 @@ func (a *Attachment) join(bridge, port netlink.Link) error {
 func (a *Attachment) Close() error {
 	var errs []error
 	for i := len(a.undo) - 1; i >= 0; i-- {
-		errs = append(errs, a.undo[i]())
+		if err := a.undo[i](); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+		}
 	}
 	a.undo = nil
-	if err := errors.Join(errs...); err != nil && !errors.Is(err, unix.ENODEV) {
-		return err
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // allMulticast makes a bridge port a multicast router port. With a snooping
