@@ -2,10 +2,27 @@ package stream
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"sync"
+	"time"
 
 	"stitch/tunnel/config"
+	"stitch/tunnel/netdev"
+)
+
+const (
+	// maxStreams is how many streams a Proxy carries at most, near and far
+	// together; above it new connections pass as packets until there are
+	// fewer than lowStreams.
+	maxStreams = 8192
+	lowStreams = maxStreams - maxStreams/32
+	// expireEvery is how often the hold table forgets what is too old.
+	expireEvery = time.Second
 )
 
 // Config is what a Proxy is made from.
@@ -25,12 +42,323 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Proxy is one site's stream plane.
-type Proxy struct{ cfg Config }
+// Proxy is one site's stream plane. Its methods are safe for concurrent use.
+type Proxy struct {
+	cfg    Config
+	log    *slog.Logger
+	policy *policy
+	peers  []*peer
+	byName map[string]*peer
+	gate   gate
+	bufs   buffers
+	tasks  sync.WaitGroup
+
+	mu        sync.Mutex
+	table     *holdTable[*opened]
+	device    netdev.Device
+	malformed uint64
+	stray     uint64
+}
+
+// opened is a stream that waits for its client. An early one (nil pc) is
+// opened when the client is there.
+type opened struct {
+	peer   *peer
+	pc     *peerConn
+	window uint32
+}
 
 // New checks the configuration; it opens nothing.
-func New(cfg Config) (*Proxy, error) { return &Proxy{cfg: cfg}, nil }
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Net == nil || cfg.Cfg == nil || cfg.Site == "" {
+		return nil, errors.New("stream: Site, Cfg and Net must be set")
+	}
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Proxy{cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
+	for _, l := range cfg.Links {
+		if p.byName[l.Peer] != nil || l.Peer == cfg.Site {
+			return nil, fmt.Errorf("stream: peer %q has two links or our own name", l.Peer)
+		}
+		q := newPeer(p, l)
+		p.peers, p.byName[l.Peer] = append(p.peers, q), q
+	}
+	for _, r := range cfg.Cfg.Streams {
+		if p.byName[r.Peer] == nil {
+			return nil, fmt.Errorf("stream: a rule names peer %q, to which there is no link with an agent at its end", r.Peer)
+		}
+	}
+	return p, nil
+}
+
+// spawn runs f in a goroutine that Run waits for.
+func (p *Proxy) spawn(f func()) { p.tasks.Go(f) }
 
 // Run works until ctx is done, then resets every stream and returns ctx's
-// error. It returns earlier when the listeners or st-hold cannot be had.
-func (p *Proxy) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+// error. It returns earlier when the listeners or st-hold cannot be had or
+// fail. It may be called once.
+func (p *Proxy) Run(ctx context.Context) error {
+	listeners, err := p.cfg.Net.Intercept(config.InterceptPort)
+	if err != nil {
+		return fmt.Errorf("stream: intercept: %w", err)
+	}
+	device, err := p.cfg.Net.OpenHold()
+	if err != nil {
+		closeAll(listeners)
+		return fmt.Errorf("stream: hold device: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.mu.Lock()
+	p.device = device
+	p.mu.Unlock()
+	for _, q := range p.peers {
+		p.spawn(func() { q.listen(ctx) })
+		p.spawn(func() { q.maintain(ctx) })
+	}
+	for _, l := range listeners {
+		p.spawn(func() { acceptLoop(ctx, l, p.log, p.accepted) })
+	}
+	p.spawn(func() { p.expire(ctx) })
+	p.spawn(func() { cancel(p.readHold(ctx, device)) })
+	<-ctx.Done()
+	err = context.Cause(ctx)
+	device.Close()
+	closeAll(listeners)
+	for _, q := range p.peers {
+		q.stop()
+	}
+	p.tasks.Wait()
+	return err
+}
+
+func closeAll(ls []Listener) {
+	for _, l := range ls {
+		l.Close()
+	}
+}
+
+// readHold reads the SYNs that the kernel routes into the hold device.
+func (p *Proxy) readHold(ctx context.Context, d netdev.Device) error {
+	n := d.BatchSize()
+	bufs, sizes := make([][]byte, n), make([]int, n)
+	for i := range bufs {
+		bufs[i] = make([]byte, 64<<10)
+	}
+	for {
+		n, err := d.Read(bufs, sizes, 0)
+		for i := range n {
+			p.holdPacket(ctx, bufs[i][:sizes[i]])
+		}
+		if err != nil {
+			return fmt.Errorf("stream: hold device: %w", err)
+		}
+	}
+}
+
+// holdPacket decides about one packet, which it borrows.
+func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
+	s, err := parseSYN(packet)
+	if err != nil {
+		p.mu.Lock()
+		p.malformed++
+		p.mu.Unlock()
+		return
+	}
+	rule, split := p.policy.rule(s.tuple)
+	if !split {
+		p.passUnruled(s.tuple, packet)
+		return
+	}
+	q := p.byName[rule.Peer]
+	p.mu.Lock()
+	v, stale, unused := p.table.SYN(s, packet, time.Now())
+	p.mu.Unlock()
+	if unused {
+		stale.drop()
+	}
+	switch v {
+	case verdictReinject:
+		p.inject(packet)
+	case verdictPass:
+		p.pass(q, packet)
+	case verdictOpen:
+		p.open(ctx, q, s.tuple, rule.Handshake == config.Early)
+	}
+}
+
+// passUnruled carries what should not have come here: a workload's packets, or
+// those of a rule that is gone. The peer that has the destination gets it.
+func (p *Proxy) passUnruled(t tuple, packet []byte) {
+	for _, c := range p.cfg.Cfg.Peers {
+		if q := p.byName[c.Name]; q != nil && contains(c.Subnets, t.dst.Addr()) {
+			p.pass(q, packet)
+			return
+		}
+	}
+	p.mu.Lock()
+	p.malformed++
+	p.mu.Unlock()
+}
+
+// open finds a stream for a held SYN: at once for an early one.
+func (p *Proxy) open(ctx context.Context, q *peer, t tuple, early bool) {
+	switch {
+	case !q.reachable() || !p.gate.enter():
+		p.passHeld(q, t)
+	case early:
+		p.gate.leave()
+		p.release(t, &opened{peer: q})
+	default:
+		p.spawn(func() {
+			defer p.gate.leave()
+			p.ask(ctx, q, t)
+		})
+	}
+}
+
+// ask has the peer connect and gives the client its answer.
+func (p *Proxy) ask(ctx context.Context, q *peer, t tuple) {
+	pc, window, kind := q.open(ctx, t)
+	switch kind {
+	case 0:
+		p.release(t, &opened{peer: q, pc: pc, window: window})
+	case Denied, Unable:
+		p.passHeld(q, t)
+	default:
+		p.mu.Lock()
+		s, packet, ok := p.table.Refused(t)
+		p.mu.Unlock()
+		if !ok {
+			return
+		}
+		if reply := buildReply(nil, s, packet, kind); reply != nil {
+			p.inject(reply)
+		}
+	}
+}
+
+// release lets the kernel complete the client's handshake.
+func (p *Proxy) release(t tuple, o *opened) {
+	p.mu.Lock()
+	packet, ok := p.table.Opened(t, o, time.Now())
+	p.mu.Unlock()
+	if !ok {
+		o.drop()
+		return
+	}
+	p.inject(packet)
+}
+
+// passHeld carries a held SYN as a packet.
+func (p *Proxy) passHeld(q *peer, t tuple) {
+	p.mu.Lock()
+	packet, ok := p.table.Passed(t, time.Now())
+	p.mu.Unlock()
+	if ok {
+		p.pass(q, packet)
+	}
+}
+
+func (p *Proxy) pass(q *peer, packet []byte) {
+	q.count(func(s *PeerStats) { s.Passed++ })
+	if err := p.cfg.Net.Pass(q.link, packet); err != nil {
+		p.log.Debug("pass", "peer", q.link.Peer, "err", err)
+	}
+}
+
+// inject writes a packet into the hold device, towards the kernel.
+func (p *Proxy) inject(packet []byte) {
+	buf := make([]byte, netdev.MinOffset+len(packet))
+	copy(buf[netdev.MinOffset:], packet)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, err := p.device.Write([][]byte{buf}, netdev.MinOffset); err != nil && !errors.Is(err, net.ErrClosed) {
+		p.log.Warn("hold device", "err", err)
+	}
+}
+
+// drop ends a stream that nobody wants.
+func (o *opened) drop() {
+	if o.pc != nil {
+		o.pc.conn.Close()
+		o.peer.forget(o.pc)
+	}
+}
+
+// accepted joins a connection from the transparent listener to its stream.
+func (p *Proxy) accepted(ctx context.Context, c Conn) {
+	t := tuple{addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())}
+	p.mu.Lock()
+	o, ok := p.table.Join(t)
+	if !ok {
+		p.stray++
+	}
+	p.mu.Unlock()
+	if !ok || !p.gate.enter() {
+		c.Close()
+		if ok {
+			o.drop()
+		}
+		return
+	}
+	p.spawn(func() {
+		defer p.gate.leave()
+		p.near(ctx, t, o, c)
+	})
+}
+
+// near is the near side of one stream.
+func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
+	if o.pc == nil {
+		var kind Refusal
+		if o.pc, o.window, kind = o.peer.open(ctx, t); kind != 0 {
+			c.Close()
+			return
+		}
+	}
+	defer o.peer.forget(o.pc)
+	o.peer.relay(t, true, c, o.pc, o.window)
+}
+
+// expire forgets old tuples until ctx is done.
+func (p *Proxy) expire(ctx context.Context) {
+	for ctx.Err() == nil {
+		sleep(ctx, expireEvery)
+		p.mu.Lock()
+		unused := p.table.Expire(time.Now())
+		p.mu.Unlock()
+		for _, o := range unused {
+			o.drop()
+		}
+	}
+}
+
+// gate admits up to maxStreams, and when it was full only below lowStreams.
+// The zero value is open. Safe for concurrent use.
+type gate struct {
+	mu   sync.Mutex
+	n    int
+	full bool
+}
+
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.full = g.n >= maxStreams || g.full && g.n >= lowStreams
+	if g.full {
+		return false
+	}
+	g.n++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n--
+}

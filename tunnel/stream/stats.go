@@ -71,4 +71,58 @@ type Flow struct {
 }
 
 // Stats returns a snapshot; safe at any time.
-func (p *Proxy) Stats() Stats { return Stats{} }
+func (p *Proxy) Stats() Stats {
+	p.mu.Lock()
+	s := Stats{Held: p.table.Held(), HeldDropped: p.table.Dropped(), Malformed: p.malformed, Stray: p.stray}
+	p.mu.Unlock()
+	for _, q := range p.peers {
+		ps, flows := q.snapshot(MaxFlows - len(s.Flows))
+		s.Peers = append(s.Peers, ps)
+		s.Flows = append(s.Flows, flows...)
+		s.Open += ps.Open
+	}
+	return s
+}
+
+// snapshot adds what is open to what has ended, and lists up to most flows.
+func (q *peer) snapshot(most int) (PeerStats, []Flow) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := q.stats
+	s.Peer, s.Ready, s.Alive, s.Open = q.link.Peer, len(q.ready), q.alive, len(q.relays)
+	s.Epoch, s.Congestion = q.epochs.own, q.lastCC
+	if q.lastErr != nil {
+		s.LastError = q.lastErr.Error()
+	}
+	for pc := range q.conns {
+		s.WireIn += pc.read.Load()
+		s.WireOut += pc.out.written.Load()
+	}
+	var flows []Flow
+	for r := range q.relays {
+		s.add(r)
+		if len(flows) < most {
+			flows = append(flows, r.flow(s.Peer))
+		}
+	}
+	return s, flows
+}
+
+// add counts a stream's bytes.
+func (s *PeerStats) add(r *relay) {
+	enc := r.enc.Stats()
+	s.BytesOut += int64(r.sent.Load())
+	s.BytesIn += int64(r.received.Load())
+	s.Matched += enc.Matched
+	s.Literal += enc.Literal
+	s.Zero += enc.Zero
+	s.Resent += enc.Resent
+}
+
+func (r *relay) flow(peer string) Flow {
+	side := "far"
+	if r.near {
+		side = "near"
+	}
+	return Flow{Peer: peer, Src: r.src, Dst: r.dst, Side: side, BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load())}
+}

@@ -1,0 +1,176 @@
+package stream
+
+import (
+	"sync"
+	"time"
+
+	"stitch/tunnel/stream/block"
+)
+
+// drain writes the queue to the host and follows what the host acknowledges,
+// for as long as that matters: to grant credit, to say DONE, to let the bytes
+// before a reset through.
+func (r *relay) drain() {
+	pause := pollMin
+	var deadline time.Time // of a reset in order
+	for {
+		chunk, fin := r.next()
+		wrote, err := r.write(chunk, fin)
+		if err != nil {
+			r.abort(true)
+			return
+		}
+		progress, again, err := r.look()
+		if err != nil {
+			r.abort(true)
+			return
+		}
+		switch again {
+		case drainIdle:
+			return
+		case drainReset:
+			if deadline.IsZero() {
+				deadline = time.Now().Add(resetGrace)
+			}
+			if r.flushed() || time.Now().After(deadline) {
+				r.abort(false)
+				return
+			}
+		case drainMore:
+			continue
+		}
+		if wrote || progress {
+			pause = pollMin
+		}
+		r.rest(pause)
+		pause = min(2*pause, pollMax)
+	}
+}
+
+// drainState is what look found.
+type drainState uint8
+
+const (
+	drainMore  drainState = iota // the queue is not empty
+	drainPoll                    // acknowledgements are waited for
+	drainReset                   // and then the host is reset
+	drainIdle                    // nothing to do: drain has ended
+)
+
+// next takes the first chunk; fin says that the FIN is due.
+func (r *relay) next() (chunk []byte, fin bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.queue) == 0 {
+		return nil, r.fin && !r.shut
+	}
+	chunk = r.queue[0]
+	r.queue[0] = nil
+	r.queue = r.queue[1:]
+	if len(r.queue) == 0 {
+		r.queue = nil
+	}
+	return chunk, false
+}
+
+// write writes a chunk, or the FIN, to the host.
+func (r *relay) write(chunk []byte, fin bool) (wrote bool, err error) {
+	if chunk != nil {
+		n, err := r.local.Write(chunk)
+		r.bufs.put(chunk)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.written += uint64(n)
+		r.queued -= len(chunk)
+		return true, err
+	}
+	if !fin {
+		return false, nil
+	}
+	if err := r.local.CloseWrite(); err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shut = true
+	return true, nil
+}
+
+// look asks what the host has acknowledged and acts on it.
+func (r *relay) look() (progress bool, s drainState, err error) {
+	n, err := r.local.Unacked()
+	if err != nil {
+		return false, drainIdle, err
+	}
+	rtt := r.pc.conn.RTT()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	total := r.written
+	if r.shut {
+		total++
+	}
+	acked := total - min(total, uint64(n))
+	progress, r.acked = acked > r.acked, max(r.acked, acked)
+	if limit, ok := r.grant.Update(time.Now(), r.received.Load(), min(acked, r.written), rtt); ok && !r.fin {
+		r.pc.out.control(appendCount(nil, frameCredit, limit))
+	}
+	if r.shut && n == 0 && !r.done {
+		r.done = true
+		r.pc.out.control(appendCount(nil, frameDone, r.finTotal))
+		r.settleEnd()
+	}
+	return progress, r.state(), nil
+}
+
+// state says what drain does next; mu is held.
+func (r *relay) state() drainState {
+	switch {
+	case r.over:
+	case len(r.queue) > 0 || r.fin && !r.shut:
+		return drainMore
+	case r.rst:
+		return drainReset
+	case r.fin && !r.done, r.acked < r.written && r.grant.Scarce(r.received.Load()):
+		return drainPoll
+	}
+	r.draining = false
+	return drainIdle
+}
+
+// flushed reports whether the host has acknowledged everything written.
+func (r *relay) flushed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.acked >= r.written
+}
+
+func (r *relay) rest(d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-r.more:
+	case <-r.closed:
+	case <-t.C:
+	}
+}
+
+// bufSize holds a block's frame, which is larger than the block.
+const bufSize = frameHeader + block.MaxFrame
+
+// buffers is a pool of bufSize buffers shared by the streams of a Proxy.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return (*p)[:bufSize]
+	}
+	return make([]byte, bufSize)
+}
+
+// put takes a buffer back; one of another size is left to the collector.
+func (b *buffers) put(p []byte) {
+	if cap(p) == bufSize {
+		p = p[:bufSize]
+		b.pool.Put(&p)
+	}
+}

@@ -1,0 +1,499 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"stitch/dedupe"
+	"stitch/tunnel/config"
+)
+
+const (
+	// warm is how many connections are kept ready per peer.
+	warm = 4
+	// maxHandshakes bounds the incoming handshakes in progress per peer,
+	// maxInbound all incoming connections of a peer, whether they carry a
+	// stream yet or not. More are closed at once.
+	maxHandshakes = 32
+	maxInbound    = maxStreams + 64
+	// backoffMin and backoffMax bound the pause between two attempts to
+	// reach a peer; it doubles.
+	backoffMin = 100 * time.Millisecond
+	backoffMax = 3 * time.Second
+	// addressTries and addressPause are for a client's port that is still
+	// taken here by the connection it had before.
+	addressTries = 4
+	addressPause = 25 * time.Millisecond
+)
+
+// peer is the stream plane towards one other site. Safe for concurrent use.
+type peer struct {
+	p    *Proxy
+	link Link
+	odd  uint64 // 1 on the side with the greater name: ids never meet
+	log  *slog.Logger
+	wake chan struct{}
+	sem  chan struct{}
+
+	mu       sync.Mutex
+	epochs   epochs
+	history  *dedupe.History
+	lastID   uint64
+	ready    []*peerConn
+	conns    map[*peerConn]struct{}
+	relays   map[*relay]struct{}
+	inbound  int
+	alive    bool
+	lastErr  error
+	lastCC   string
+	stats    PeerStats // counters of what has ended
+	stopping bool
+}
+
+func newPeer(p *Proxy, l Link) *peer {
+	q := &peer{
+		p: p, link: l, log: p.log.With("peer", l.Peer),
+		wake: make(chan struct{}, 1), sem: make(chan struct{}, maxHandshakes),
+		history: dedupe.NewHistory(p.cfg.Cfg.History.Size),
+		conns:   make(map[*peerConn]struct{}), relays: make(map[*relay]struct{}),
+	}
+	if p.cfg.Site > l.Peer {
+		q.odd = 1
+	}
+	q.epochs.own = q.history.Epoch()
+	return q
+}
+
+// hello implements session.
+func (q *peer) hello(id uint64) (hello, error) {
+	q.mu.Lock()
+	q.sync()
+	h := hello{ConnID: id, Epoch: q.epochs.own, History: uint64(q.history.Size())}
+	q.mu.Unlock()
+	_, err := io.ReadFull(q.p.cfg.Rand, h.Nonce[:])
+	return h, err
+}
+
+// sync notices that the codec has restarted the history; mu is held.
+func (q *peer) sync() {
+	if own := q.history.Epoch(); own != q.epochs.own {
+		q.epochs.restart(own)
+		q.stats.Restarts++
+		q.dropConns()
+	}
+}
+
+// judge implements session.
+func (q *peer) judge(h hello) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sync()
+	if q.epochs.accept(h.Epoch) {
+		return true
+	}
+	q.log.Info("peer restarted: history starts again")
+	q.history.Restart()
+	q.sync()
+	return false
+}
+
+// adopt implements session.
+func (q *peer) adopt(pc *peerConn, own, theirs hello) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sync()
+	first := q.epochs.peer == 0
+	if q.stopping || !q.epochs.tie(own.Epoch, theirs.Epoch) {
+		return false
+	}
+	if first && q.history.Meet(theirs.Epoch, int64(theirs.History)) {
+		q.sync()
+		if q.epochs.own != own.Epoch {
+			return false
+		}
+	}
+	pc.epoch, pc.history = own.Epoch, q.history
+	q.conns[pc] = struct{}{}
+	q.lastCC = pc.conn.Congestion()
+	return true
+}
+
+// dropConns resets every connection of a past epoch; mu is held.
+func (q *peer) dropConns() {
+	q.ready = nil
+	for pc := range q.conns {
+		pc.conn.Close()
+	}
+	signal(q.wake)
+}
+
+// forget ends the account of a connection.
+func (q *peer) forget(pc *peerConn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.conns, pc)
+	q.stats.WireIn += pc.read.Load()
+	q.stats.WireOut += pc.out.written.Load()
+}
+
+// dial makes one connection ready.
+func (q *peer) dial(ctx context.Context) (*peerConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	c, err := q.p.cfg.Net.DialPeer(ctx, q.link, config.StreamPort)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	q.mu.Lock()
+	q.lastID++
+	id := q.lastID<<1 | q.odd
+	q.mu.Unlock()
+	pc := newPeerConn(c, q.p.spawn)
+	if err := dialHello(pc, q, &q.link.Token, id); err != nil {
+		c.Close()
+		q.forget(pc)
+		return nil, err
+	}
+	return pc, nil
+}
+
+// maintain keeps warm connections ready.
+func (q *peer) maintain(ctx context.Context) {
+	pause := backoffMin
+	for ctx.Err() == nil {
+		if q.prune() >= warm {
+			select {
+			case <-q.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		pc, err := q.dial(ctx)
+		if err == nil {
+			pause = backoffMin
+			q.park(pc)
+			continue
+		}
+		if errors.Is(err, errRestarted) && pause == backoffMin {
+			pause = 2 * backoffMin
+			continue // the next one finds both sides cold
+		}
+		q.setState(err)
+		sleep(ctx, pause/2+rand.N(pause/2))
+		pause = min(2*pause, backoffMax)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// setState records whether the peer could be reached.
+func (q *peer) setState(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if (err == nil) != q.alive {
+		q.log.Info("peer agent", "reachable", err == nil, "err", err)
+	}
+	q.alive, q.lastErr = err == nil, err
+}
+
+// park puts a connection among the ready ones.
+func (q *peer) park(pc *peerConn) {
+	pc.watch(q.p.spawn, func() { signal(q.wake) })
+	q.setState(nil)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if pc.epoch != q.epochs.own || q.stopping {
+		pc.conn.Close()
+		return
+	}
+	q.ready = append(q.ready, pc)
+}
+
+// prune forgets ready connections that have ended; it returns how many remain.
+func (q *peer) prune() int {
+	q.mu.Lock()
+	var ended []*peerConn
+	q.ready = slices.DeleteFunc(q.ready, func(pc *peerConn) bool {
+		if len(pc.watched) == 0 {
+			return false
+		}
+		ended = append(ended, pc)
+		return true
+	})
+	n := len(q.ready)
+	q.mu.Unlock()
+	for _, pc := range ended {
+		pc.conn.Close()
+		q.forget(pc)
+	}
+	return n
+}
+
+// take returns a ready connection, or makes one if the peer was lately there.
+func (q *peer) take(ctx context.Context) (*peerConn, error) {
+	for {
+		q.mu.Lock()
+		n := len(q.ready)
+		if n == 0 {
+			alive, err := q.alive, q.lastErr
+			q.mu.Unlock()
+			if !alive {
+				return nil, cmpErr(err, errNoPeer)
+			}
+			pc, err := q.dial(ctx)
+			if err != nil {
+				q.setState(err)
+			}
+			return pc, err
+		}
+		pc := q.ready[n-1]
+		q.ready = q.ready[:n-1]
+		q.mu.Unlock()
+		signal(q.wake)
+		if pc.unwatch() {
+			return pc, nil
+		}
+		pc.conn.Close()
+		q.forget(pc)
+	}
+}
+
+var errNoPeer = errors.New("stream: the peer's agent was not reached yet")
+
+// reachable reports whether a stream to the peer is worth trying.
+func (q *peer) reachable() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.alive || len(q.ready) > 0
+}
+
+// open has the peer connect. Kind 0 is success; the caller then owns pc.
+func (q *peer) open(ctx context.Context, t tuple) (pc *peerConn, window uint32, kind Refusal) {
+	for range warm + 1 {
+		pc, err := q.take(ctx)
+		if err != nil {
+			return nil, 0, Unable
+		}
+		window, kind, dialling, err := requestOpen(pc, t)
+		if err == nil && kind == 0 {
+			return pc, window, 0
+		}
+		pc.conn.Close()
+		q.forget(pc)
+		if err == nil {
+			q.count(func(s *PeerStats) { s.Refused++ })
+			return nil, 0, kind
+		}
+		if dialling || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, 0, Unable
+}
+
+func (q *peer) count(f func(*PeerStats)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	f(&q.stats)
+}
+
+// listen accepts the peer's connections until ctx is done.
+func (q *peer) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		l, err := q.p.cfg.Net.ListenPeer(q.link, config.StreamPort)
+		if err != nil {
+			q.setState(err)
+			sleep(ctx, backoffMax)
+			continue
+		}
+		stop := context.AfterFunc(ctx, func() { l.Close() })
+		acceptLoop(ctx, l, q.log, q.admit)
+		stop()
+		l.Close()
+	}
+}
+
+// acceptLoop hands on what l accepts until it is closed; other errors (no
+// descriptors left) only make it pause.
+func acceptLoop(ctx context.Context, l Listener, log *slog.Logger, take func(context.Context, Conn)) {
+	for {
+		c, err := l.Accept()
+		switch {
+		case err == nil:
+			take(ctx, c)
+		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil:
+			return
+		default:
+			log.Warn("accept", "err", err)
+			sleep(ctx, backoffMin)
+		}
+	}
+}
+
+// admit starts the service of a connection from the link.
+func (q *peer) admit(ctx context.Context, c Conn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if addrPort(c.RemoteAddr()).Addr() != q.link.Remote || q.inbound >= maxInbound || q.stopping {
+		c.Close()
+		return
+	}
+	select {
+	case q.sem <- struct{}{}:
+	default:
+		c.Close()
+		return
+	}
+	q.inbound++
+	q.p.spawn(func() {
+		q.serve(ctx, c)
+		q.count(func(*PeerStats) { q.inbound-- })
+	})
+}
+
+// serve is the far side of one inter-agent connection.
+func (q *peer) serve(ctx context.Context, c Conn) {
+	pc := newPeerConn(c, q.p.spawn)
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	err := acceptHello(pc, q, &q.link.Token)
+	<-q.sem
+	defer q.forget(pc)
+	if err == nil {
+		err = q.serveOpen(ctx, pc)
+	}
+	if err != nil {
+		c.Close()
+		if errors.Is(err, errAuth) {
+			q.log.Warn("connection refused", "err", err)
+		}
+	}
+}
+
+// serveOpen waits for OPEN, connects and relays.
+func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
+	if err := pc.await(); err != nil {
+		return err
+	}
+	_, body, err := pc.expect(openTimeout, frameOpen)
+	if err != nil {
+		return err
+	}
+	o, err := parseOpen(body)
+	if err != nil {
+		return err
+	}
+	t := tuple{o.Src, o.Dst}
+	if !q.p.policy.mayDial(q.link.Peer, t) || q.p.cfg.Net.Own(t.dst.Addr()) || q.p.cfg.Net.Own(t.src.Addr()) {
+		return q.refuse(pc, Denied)
+	}
+	if !q.p.gate.enter() {
+		return q.refuse(pc, Unable)
+	}
+	defer q.p.gate.leave()
+	if err := pc.out.data(appendFrame(nil, frameDialing, nil)); err != nil {
+		return err
+	}
+	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t) })
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	if err != nil {
+		return q.refuse(pc, refusalOf(err))
+	}
+	if err := pc.out.data(append(beginFrame(nil, frameOpened)[:3], 4, minWindow>>24, minWindow>>16&0xff, minWindow>>8&0xff, minWindow&0xff)); err != nil {
+		local.Close()
+		return err
+	}
+	q.relay(t, false, local, pc, o.Window)
+	return nil
+}
+
+// connect dials a server, waiting a little for a client's port that is still
+// taken by its last connection.
+func (q *peer) connect(ctx context.Context, t tuple) (Conn, error) {
+	for try := 1; ; try++ {
+		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst)
+		taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)
+		if !taken || try == addressTries {
+			return c, err
+		}
+		sleep(ctx, addressPause)
+	}
+}
+
+// refuse answers OPEN and waits for the near agent to close.
+func (q *peer) refuse(pc *peerConn, kind Refusal) error {
+	q.count(func(s *PeerStats) { s.Refused++ })
+	pc.out.finish(appendFrame(nil, frameRefused, []byte{byte(kind)}))
+	pc.conn.SetDeadline(time.Now().Add(closeGrace))
+	if err := pc.await(); err == nil {
+		return errFrame
+	}
+	pc.out.wait()
+	return pc.conn.Finish()
+}
+
+// refusalOf says by the error of a dial what the client is told.
+func refusalOf(err error) Refusal {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		return RefusedByServer
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return HostUnreachable
+	case errors.Is(err, syscall.ENETUNREACH):
+		return NetUnreachable
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return Prohibited
+	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return TimedOut
+	}
+	return Unable
+}
+
+// relay carries a stream to its end and accounts for it.
+func (q *peer) relay(t tuple, near bool, local Conn, pc *peerConn, window uint32) {
+	r := newRelay(t, near, local, pc, uint64(window), &q.p.bufs, q.p.spawn)
+	q.mu.Lock()
+	stopping := q.stopping
+	q.relays[r] = struct{}{}
+	q.stats.Total++
+	q.mu.Unlock()
+	if stopping {
+		r.abort(false)
+	}
+	clean := r.run()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.relays, r)
+	q.stats.add(r)
+	if !clean {
+		q.stats.Reset++
+	}
+}
+
+// stop resets everything.
+func (q *peer) stop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stopping = true
+	q.dropConns()
+}

@@ -1,0 +1,434 @@
+package stream
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"stitch/tunnel/stream/block"
+)
+
+var errClosed = fmt.Errorf("stream: %w", net.ErrClosed)
+
+const (
+	// resetGrace is how long a host may take to read what came before the
+	// reset of the other host; then the reset overtakes it.
+	resetGrace = time.Second
+	// closeGrace is how long an inter-agent connection may take to end.
+	closeGrace = 5 * time.Second
+	// pollMin and pollMax bound the pause between two looks at what a host
+	// has acknowledged; it doubles while nothing changes.
+	pollMin = time.Millisecond
+	pollMax = 50 * time.Millisecond
+	// stallCheck is how often a host we cannot read from (no credit) is
+	// checked for a reset.
+	stallCheck = time.Second
+	// ackEvery is the most blocks per acknowledgement.
+	ackEvery = 16
+	// wholeChunk is the size from which a decoded block is queued as it is;
+	// smaller ones are copied together.
+	wholeChunk = 64 << 10
+)
+
+// relay joins one local connection to one inter-agent connection. Three
+// goroutines at most work for it: pump (host to peer), intake (peer to queue)
+// and, only while there is something to write or to be acknowledged, drain
+// (queue to host). intake never blocks on the host nor on the path back, so
+// neither direction can hold up the other's credit.
+type relay struct {
+	tuple
+	near  bool
+	local Conn
+	pc    *peerConn
+	enc   *block.Encoder
+	dec   *block.Decoder
+	bufs  *buffers
+	spawn func(func())
+
+	sent, received atomic.Uint64 // original bytes from, for the local host
+	closed         chan struct{} // reset or finished
+	wake           chan struct{} // pump: more credit
+	more           chan struct{} // drain: more to do
+	tasks          sync.WaitGroup
+
+	mu       sync.Mutex
+	sendMax  uint64  // what the peer has granted
+	grant    *credit // what we grant
+	queue    [][]byte
+	queued   int
+	written  uint64
+	acked    uint64
+	draining bool
+	finSent  bool   // our host ended its direction
+	peerDone bool   // the peer's host has acknowledged all of it
+	finSeen  bool   // the peer's host ended its direction
+	finTotal uint64 // after so many bytes
+	fin      bool   // which are all here
+	missing  bool   // a block is being sent again
+	shut     bool   // and our host was told
+	done     bool   // and has acknowledged all of it
+	rst      bool   // the peer's host reset
+	over     bool   // reset or finished
+	clean    bool   // finished
+}
+
+func newRelay(t tuple, near bool, local Conn, pc *peerConn, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
+	return &relay{
+		tuple: t, near: near, local: local, pc: pc, bufs: bufs, spawn: spawn,
+		enc: block.NewEncoder(pc.history, pc.id), dec: block.NewDecoder(pc.history, pc.id),
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1),
+		sendMax: sendMax, grant: newCredit(time.Now()),
+	}
+}
+
+// run relays until both directions have ended or one end was reset. It reports
+// whether the end was clean.
+func (r *relay) run() bool {
+	r.start(r.pump)
+	r.intake()
+	r.tasks.Wait()
+	r.pc.out.wait()
+	if r.clean {
+		r.pc.conn.Finish()
+	} else {
+		r.pc.conn.Close()
+	}
+	r.enc.Close()
+	r.dec.Close()
+	return r.clean
+}
+
+func (r *relay) start(f func()) {
+	r.tasks.Add(1)
+	r.spawn(func() {
+		defer r.tasks.Done()
+		f()
+	})
+}
+
+// abort resets the local connection. With tell the peer is told; without, the
+// inter-agent connection is the one that failed. Only the first call counts.
+func (r *relay) abort(tell bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return
+	}
+	r.over = true
+	close(r.closed)
+	r.local.Close()
+	if !tell || r.rst {
+		r.pc.conn.Close()
+		return
+	}
+	now := time.Now()
+	r.pc.conn.SetWriteDeadline(now.Add(resetGrace))
+	r.pc.conn.SetReadDeadline(now.Add(2 * resetGrace))
+	r.pc.out.finish(appendFrame(nil, frameReset, nil))
+}
+
+// settleEnd ends the stream cleanly when both hosts have acknowledged
+// everything; mu is held.
+func (r *relay) settleEnd() {
+	if r.over || !r.done || !r.peerDone {
+		return
+	}
+	r.over, r.clean = true, true
+	close(r.closed)
+	r.local.Finish()
+	r.pc.conn.SetDeadline(time.Now().Add(closeGrace))
+	r.pc.out.finish(nil)
+}
+
+func (r *relay) isOver() bool {
+	select {
+	case <-r.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// pump carries what the local host sends to the peer.
+func (r *relay) pump() {
+	for {
+		room := r.awaitCredit()
+		if room == 0 {
+			return
+		}
+		err := r.local.Wait()
+		if err == nil {
+			err = r.forward(room)
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			r.sendFin()
+			return
+		case errors.Is(err, errPeerWrite):
+			r.peerLost()
+			return
+		default:
+			r.abort(true)
+			return
+		}
+	}
+}
+
+// errPeerWrite marks an error of the inter-agent connection.
+var errPeerWrite = errors.New("stream: inter-agent connection lost")
+
+// forward reads once from the host, at most room bytes, and sends the block.
+func (r *relay) forward(room uint64) error {
+	data := r.bufs.get()
+	defer r.bufs.put(data)
+	n, err := r.local.Read(data[:min(room, block.MaxBlock)])
+	if n == 0 {
+		return err
+	}
+	frame := r.bufs.get()
+	defer r.bufs.put(frame)
+	r.sent.Add(uint64(n))
+	out := r.enc.Append(beginFrame(frame[:0], frameData), data[:n], block.Balanced)
+	if r.pc.out.data(endFrame(out, 0)) != nil {
+		return errPeerWrite
+	}
+	return nil
+}
+
+// awaitCredit returns how many bytes may be sent; 0 means that it is over.
+func (r *relay) awaitCredit() uint64 {
+	for {
+		r.mu.Lock()
+		room, over := r.sendMax-r.sent.Load(), r.over
+		r.mu.Unlock()
+		if over {
+			return 0
+		}
+		if room > 0 {
+			return room
+		}
+		select {
+		case <-r.wake:
+		case <-r.closed:
+		case <-time.After(stallCheck):
+			if _, err := r.local.Unacked(); err != nil {
+				r.abort(true)
+			}
+		}
+	}
+}
+
+func (r *relay) sendFin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.finSent = true
+	r.pc.out.control(appendCount(nil, frameFin, r.sent.Load()))
+}
+
+// peerLost is called when the inter-agent connection fails: the local host
+// gets a reset, unless the peer's reset is on its way to it in order.
+func (r *relay) peerLost() {
+	r.mu.Lock()
+	ordered := r.rst
+	r.mu.Unlock()
+	if !ordered {
+		r.abort(false)
+	}
+}
+
+// intake reads the peer's frames. It has a buffer only while there is one.
+func (r *relay) intake() {
+	owed := 0 // blocks not acknowledged
+	for {
+		if err := r.pc.await(); err != nil {
+			r.peerLost()
+			return
+		}
+		buf := r.bufs.get()
+		more := r.take(buf, &owed)
+		r.bufs.put(buf)
+		if !more {
+			return
+		}
+	}
+}
+
+// take reads one frame, with buf for its body, and acts on it.
+func (r *relay) take(buf []byte, owed *int) (more bool) {
+	t, body, err := readFrame(r.pc.r, buf)
+	if err != nil {
+		r.frameFailed(err)
+		return false
+	}
+	if r.isOver() {
+		return true // let the connection end; nothing counts any more
+	}
+	if t == frameReset {
+		r.peerReset()
+		return false
+	}
+	if err := r.handle(t, body, owed); err != nil {
+		r.abort(true)
+		return false
+	}
+	if *owed > 0 && (r.pc.r.Buffered() == 0 || *owed >= ackEvery) {
+		ack := r.dec.AppendAck(beginFrame(nil, frameAck))
+		if r.pc.out.ack(endFrame(ack, 0)) {
+			*owed = 0
+		}
+	}
+	return true
+}
+
+// frameFailed tells bytes that are no frame from a lost connection.
+func (r *relay) frameFailed(err error) {
+	if errors.Is(err, errFrame) {
+		r.abort(true)
+		return
+	}
+	r.peerLost()
+}
+
+// handle acts on one frame; an error resets the stream.
+func (r *relay) handle(t frameType, body []byte, owed *int) error {
+	switch t {
+	case frameData, frameResent:
+		*owed++
+		return r.decode(t, body)
+	case frameAck:
+		return r.enc.Ack(body)
+	case frameNack:
+		frame, err := r.enc.Resend(beginFrame(nil, frameResent), body)
+		if err != nil {
+			return err
+		}
+		r.pc.out.control(endFrame(frame, 0))
+		return nil
+	case frameCredit, frameFin, frameDone:
+		return r.count(t, body)
+	}
+	return fmt.Errorf("%w: type %d in a stream", errFrame, t)
+}
+
+// decode takes a block and queues the bytes it yields for the host.
+func (r *relay) decode(t frameType, body []byte) error {
+	buf := r.bufs.get()
+	out, err := r.dec.Decode(buf[:0], body)
+	miss := errors.Is(err, block.ErrMiss)
+	if miss {
+		nack := r.dec.AppendNack(beginFrame(nil, frameNack))
+		r.pc.out.control(endFrame(nack, 0))
+		err = nil
+	}
+	if err == nil {
+		err = r.deliver(out, miss, t == frameResent)
+	}
+	if err != nil || len(out) < wholeChunk || cap(out) != cap(buf) {
+		r.bufs.put(buf)
+	}
+	return err
+}
+
+// deliver queues decoded bytes. It keeps data if it is at least wholeChunk
+// long and copies it if not. miss and resent say how they came.
+func (r *relay) deliver(data []byte, miss, resent bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.missing = miss || r.missing && !resent
+	total := r.received.Add(uint64(len(data)))
+	if total > r.grant.limit || r.finSeen && total > r.finTotal {
+		return fmt.Errorf("%w: %d bytes, %d granted", errFrame, total, r.grant.limit)
+	}
+	r.enqueue(data)
+	return r.checkFin()
+}
+
+// enqueue appends to the queue; mu is held.
+func (r *relay) enqueue(data []byte) {
+	if len(data) == 0 {
+		return
+	}
+	r.queued += len(data)
+	last := len(r.queue) - 1
+	switch {
+	case len(data) >= wholeChunk:
+		r.queue = append(r.queue, data)
+	case last >= 0 && cap(r.queue[last])-len(r.queue[last]) >= len(data):
+		r.queue[last] = append(r.queue[last], data...)
+	default:
+		r.queue = append(r.queue, append(make([]byte, 0, max(len(data), 4096)), data...))
+	}
+	r.kick()
+}
+
+// checkFin notices that everything before the peer's FIN is here; mu is held.
+func (r *relay) checkFin() error {
+	have := r.received.Load()
+	switch {
+	case !r.finSeen || r.fin:
+	case have == r.finTotal:
+		r.fin = true
+		r.kick()
+	case !r.missing || have > r.finTotal:
+		return fmt.Errorf("%w: direction ends after %d bytes, %d are here", errFrame, r.finTotal, have)
+	}
+	return nil
+}
+
+// count takes a CREDIT, FIN or DONE frame.
+func (r *relay) count(t frameType, body []byte) error {
+	n, err := parseCount(body)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case t == frameCredit:
+		r.sendMax = max(r.sendMax, n)
+		signal(r.wake)
+	case t == frameFin && !r.finSeen:
+		r.finSeen, r.finTotal = true, n
+		return r.checkFin()
+	case t == frameDone && r.finSent && n == r.sent.Load():
+		r.peerDone = true
+		r.settleEnd()
+	default:
+		return fmt.Errorf("%w: type %d with total %d", errFrame, t, n)
+	}
+	return nil
+}
+
+// peerReset lets what came before the reset reach the host, for a while.
+func (r *relay) peerReset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return
+	}
+	r.rst = true
+	r.local.SetWriteDeadline(time.Now().Add(resetGrace))
+	r.kick()
+}
+
+// kick makes drain look; mu is held.
+func (r *relay) kick() {
+	if !r.draining {
+		r.draining = true
+		r.start(r.drain)
+		return
+	}
+	signal(r.more)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,126 @@
+package stream
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tcpClosed is TCP_CLOSE of tcp_states.h.
+const tcpClosed = 7
+
+// tcpConn is a kernel connection that resets on Close until Finish.
+type tcpConn struct {
+	*net.TCPConn
+	raw     syscall.RawConn
+	sentFIN atomic.Bool
+	gotFIN  atomic.Bool
+}
+
+func newTCP(c *net.TCPConn) (*tcpConn, error) {
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = c.SetLinger(0)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &tcpConn{TCPConn: c, raw: raw}, nil
+}
+
+// Read implements Conn. When a reset's error was taken by a concurrent Write,
+// the kernel answers a read with "end of stream": the state tells the truth.
+func (c *tcpConn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if err != io.EOF {
+		return n, err
+	}
+	if !c.sentFIN.Load() {
+		if info, e := c.info(); e != nil || info.State == tcpClosed {
+			return n, fmt.Errorf("read: %w", unix.ECONNRESET)
+		}
+	}
+	c.gotFIN.Store(true)
+	return n, io.EOF
+}
+
+// CloseWrite implements Conn.
+func (c *tcpConn) CloseWrite() error {
+	c.sentFIN.Store(true)
+	return c.TCPConn.CloseWrite()
+}
+
+// Finish implements Conn.
+func (c *tcpConn) Finish() error {
+	c.SetLinger(-1)
+	return c.Close()
+}
+
+// Wait implements Conn.
+func (c *tcpConn) Wait() error {
+	var peek error
+	var one [1]byte
+	err := c.raw.Read(func(fd uintptr) bool {
+		for {
+			_, _, peek = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			if peek != unix.EINTR {
+				return peek != unix.EAGAIN
+			}
+		}
+	})
+	return cmpErr(err, wrap("read", peek))
+}
+
+// Unacked implements Conn.
+func (c *tcpConn) Unacked() (int, error) {
+	var n int
+	var err error
+	if e := c.raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil {
+		return 0, e
+	}
+	if err != nil {
+		return 0, wrap("SIOCOUTQ", err)
+	}
+	info, err := c.info()
+	if err != nil {
+		return 0, err
+	}
+	over := c.sentFIN.Load() && c.gotFIN.Load() && n == 0
+	if info.State == tcpClosed && !over {
+		return 0, fmt.Errorf("write: %w", unix.ECONNRESET)
+	}
+	return n, nil
+}
+
+// RTT implements Conn.
+func (c *tcpConn) RTT() time.Duration {
+	info, err := c.info()
+	if err != nil {
+		return 0
+	}
+	return time.Duration(info.Min_rtt) * time.Microsecond
+}
+
+// Congestion implements Conn.
+func (c *tcpConn) Congestion() string {
+	var name string
+	c.raw.Control(func(fd uintptr) {
+		name, _ = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	})
+	return name
+}
+
+func (c *tcpConn) info() (info *unix.TCPInfo, err error) {
+	if e := c.raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); e != nil {
+		return nil, e
+	}
+	return info, wrap("TCP_INFO", err)
+}
