@@ -22,6 +22,19 @@ func LoadFile(name string) (*Config, error) {
 	return Load(name, data, ReadKeyFile)
 }
 
+// LoadKey reads the one key in a key file, with the checks of ReadKeyFile.
+func LoadKey(name string) (Key, error) {
+	data, err := ReadKeyFile(name)
+	if err != nil {
+		return Key{}, err
+	}
+	k, err := parseKeyFile(data)
+	if err != nil {
+		return Key{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return k, nil
+}
+
 // ReadKeyFile returns the content of a key file after the checks LoadFile
 // promises.
 func ReadKeyFile(name string) ([]byte, error) {

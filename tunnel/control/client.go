@@ -88,9 +88,10 @@ type Child struct {
 	Path string // of its socket
 }
 
-// Collect asks the children at once and merges their answers into s, in the
-// order given. One that does not answer within timeout becomes an alarm.
-func Collect(ctx context.Context, s *Status, timeout time.Duration, children []Child) {
+// Collect asks the children at once, merges their answers into s in the order
+// given, and returns how many answered. One that does not answer within
+// timeout becomes an alarm.
+func Collect(ctx context.Context, s *Status, timeout time.Duration, children []Child) (answered int) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	parts := make([]*Status, len(children))
@@ -104,6 +105,8 @@ func Collect(ctx context.Context, s *Status, timeout time.Duration, children []C
 			s.Alarms = append(s.Alarms, "the "+children[i].Name+" process does not answer")
 			continue
 		}
+		answered++
 		s.Merge(part)
 	}
+	return answered
 }

@@ -198,8 +198,8 @@ func TestNotRunning(t *testing.T) {
 func TestCollectMergesAndAlarms(t *testing.T) {
 	link := serve(t, Config{Status: fixed(Status{Site: "x", Links: []LinkStatus{{Peer: "dc2", State: "up"}}, Alarms: []string{"hot"}})})
 	s := Status{Site: "dc1", Version: "v"}
-	Collect(t.Context(), &s, 10*time.Second, []Child{{"stream", link + "-gone"}, {"link", link}})
-	if s.Site != "dc1" || len(s.Links) != 1 || s.Links[0].State != "up" {
+	n := Collect(t.Context(), &s, 10*time.Second, []Child{{"stream", link + "-gone"}, {"link", link}})
+	if n != 1 || s.Site != "dc1" || len(s.Links) != 1 || s.Links[0].State != "up" {
 		t.Errorf("%+v", s)
 	}
 	if want := []string{"the stream process does not answer", "hot"}; !reflect.DeepEqual(s.Alarms, want) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -27,9 +28,12 @@ const (
 	requestTimeout = 10 * time.Second
 	idleTimeout    = 30 * time.Second
 
-	// Host is the only host name served.
+	// Host is the host name our own client asks for.
 	Host = "stitch"
 )
+
+// hosts are the names served: no name that somebody could own in DNS.
+var hosts = []string{Host, "agent", "localhost"}
 
 // ErrInUse is returned by Listen when another process serves the socket.
 var ErrInUse = errors.New("another agent is already running")
@@ -216,7 +220,7 @@ func (g guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !allowed(cred, os.Geteuid(), os.Getegid()):
 		g.refuse(w, r, cred, "this user may not use the agent: run as root")
-	case r.Host != Host:
+	case !slices.Contains(hosts, r.Host):
 		g.refuse(w, r, cred, "unknown host: use http://"+Host+"/")
 	case r.Header.Get("Origin") != "":
 		g.refuse(w, r, cred, "requests of web pages are refused")

@@ -10,8 +10,8 @@
 //
 // A socket has mode 0660. Root, the agent's own user and members of the
 // socket's group (as primary group) are served, everybody else gets 403 and a
-// line in the log. Requests must name the host "stitch" and carry no Origin,
-// so that no web page can make a browser speak for its user.
+// line in the log. Requests must name the host stitch, agent or localhost and
+// carry no Origin, so that no web page can make a browser speak for its user.
 package control
 
 import "encoding/json"
