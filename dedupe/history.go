@@ -1,33 +1,185 @@
 package dedupe
 
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"sync/atomic"
+)
+
+var (
+	// ErrStale is returned when the History was emptied since the Writer or
+	// Reader was made. Its connection must be reset.
+	ErrStale = errors.New("dedupe: history was emptied; reset the connection")
+	// ErrGone is returned when bytes asked for are no longer (or not yet) held.
+	ErrGone = errors.New("dedupe: bytes not held")
+	// ErrAck is returned for an acknowledgement of blocks never sent.
+	ErrAck = errors.New("dedupe: acknowledgement of a block not sent")
+)
+
+// Ring says which bytes a Token refers to, from its Writer's point of view.
+type Ring uint8
+
+// The rings. The values are wire values.
+const (
+	Sent     Ring = 0 // what the writing side sent on any connection
+	Received Ring = 1 // what the writing side received on any connection
+	Zeros    Ring = 2 // no ring: bytes of value zero
+)
+
 // History is the shared memory of one link and domain: the bytes we sent (tx)
 // and a mirror of the bytes the peer sent (rx). It is safe for concurrent use
-// by any number of connections.
+// by any number of connections. It has no Close: its memory is freed when the
+// last reference goes.
 type History struct {
-	size  int64
-	epoch uint64
+	size   int64
+	tx, rx *ring
+	index  *index
+	window atomic.Uint64 // bytes of each ring that both sides hold
+	epoch  atomic.Uint64
+	peer   atomic.Uint64
+	owners atomic.Uint32
+
+	life sync.RWMutex // held shared by operations, exclusive by empty
+	gen  uint64       // guarded by life
+
+	alloc    sync.Mutex
+	guarded  uint64 // positions below may be recycled; guarded by alloc
+	retained map[*Writer]struct{}
 }
 
-// NewHistory returns an empty history of size bytes per direction with a
-// random epoch.
-func NewHistory(size int64) *History { return &History{size: size, epoch: 1} }
+// NewHistory returns an empty history of size bytes for each direction, cut to
+// a multiple of 256 KiB between 1 MiB and 32 GiB, with a random epoch. Both
+// sides should use the same size; the smaller one counts. Memory is taken as
+// it is touched.
+func NewHistory(size int64) *History {
+	size = min(max(size, minSize), maxSize) / segmentSize * segmentSize
+	h := &History{
+		size:     size,
+		tx:       newRing(size),
+		rx:       newRing(size),
+		index:    newIndex(size),
+		retained: make(map[*Writer]struct{}),
+	}
+	h.window.Store(uint64(size))
+	h.epoch.Store(newEpoch())
+	return h
+}
 
-// Size is the bytes kept per direction.
+// newEpoch returns a random number that is not zero.
+func newEpoch() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) | 1
+}
+
+// Size is the bytes kept for each direction; it goes into the hello.
 func (h *History) Size() int64 { return h.size }
 
 // Epoch is the random number of this history's life; it goes into the hello.
-func (h *History) Epoch() uint64 { return h.epoch }
+// It is never 0.
+func (h *History) Epoch() uint64 { return h.epoch.Load() }
 
 // PeerEpoch is the peer's epoch as last given to Meet; 0 if none yet.
-func (h *History) PeerEpoch() uint64 { return 0 }
+func (h *History) PeerEpoch() uint64 { return h.peer.Load() }
 
-// Meet takes the peer's epoch and history size from its hello, before any
-// data of that connection. If the peer was met before under another epoch, it
-// has lost its history: ours is emptied and Meet returns true, and every
-// encoder and decoder made before is stale: reset their connections.
-func (h *History) Meet(peerEpoch uint64, peerSize int64) (reset bool) { return false }
+// Meet takes the peer's epoch and history size (0: same as ours) from its
+// hello, before any data of that connection. If the peer was met before under
+// another epoch it has lost its history: ours is emptied, Meet returns true,
+// and every Writer and Reader made before is stale: reset their connections.
+func (h *History) Meet(peerEpoch uint64, peerSize int64) (reset bool) {
+	h.life.Lock()
+	defer h.life.Unlock()
+	if peerSize > 0 {
+		h.window.Store(min(uint64(h.size), uint64(peerSize)))
+	}
+	old := h.peer.Swap(peerEpoch)
+	if old == 0 || old == peerEpoch {
+		return false
+	}
+	h.empty()
+	return true
+}
 
-// Restart empties the history and takes a new epoch (three strikes). Every
-// encoder and decoder made before is stale: reset their connections and
-// exchange hellos anew.
-func (h *History) Restart() {}
+// Restart empties the history and takes a new epoch: the cold start after
+// three strikes. Every Writer and Reader made before is stale; the peer
+// follows when it meets the new epoch.
+func (h *History) Restart() {
+	h.life.Lock()
+	defer h.life.Unlock()
+	h.epoch.Store(newEpoch())
+	h.empty()
+}
+
+// empty forgets all bytes; the caller holds life. Own positions go on rising,
+// the peer may start again at 0.
+func (h *History) empty() {
+	h.gen++
+	h.rx.forget()
+	h.alloc.Lock()
+	defer h.alloc.Unlock()
+	h.tx.floor.Store(h.tx.head.Load())
+	clear(h.retained)
+}
+
+// Stats describes a History. Sizes are in bytes.
+type Stats struct {
+	Size     int64  `json:"size"`     // of each ring
+	Index    int64  `json:"index"`    // memory of the anchors' index
+	Sent     uint64 `json:"sent"`     // positions given out since creation
+	Received uint64 `json:"received"` // the peer's highest position seen
+}
+
+// Stats returns a snapshot.
+func (h *History) Stats() Stats {
+	return Stats{
+		Size:     h.size,
+		Index:    int64(4 * len(h.index.slots)),
+		Sent:     h.tx.head.Load(),
+		Received: h.rx.head.Load(),
+	}
+}
+
+// low is the lowest position of r a new reference may touch: a margin above
+// the tail, for what is in flight on other connections.
+func (h *History) low(r *ring) uint64 {
+	w := h.window.Load()
+	head := r.head.Load()
+	return max(r.floor.Load(), head-min(head, w-w/8))
+}
+
+// extent gives owner the positions [pos, pos+n); n is a multiple of pageSize.
+// An atomic add would do for the positions; the lock is for the guard, which
+// must be done before head is published, and is taken once in 1 MiB.
+func (h *History) extent(n int, owner uint32) (pos uint64) {
+	h.alloc.Lock()
+	defer h.alloc.Unlock()
+	pos = h.tx.head.Load()
+	end := pos + uint64(n)
+	h.guard(end)
+	h.tx.claim(pos, end, owner)
+	h.tx.head.Store(end)
+	return pos
+}
+
+// guard copies aside the unacknowledged blocks that would be recycled when
+// head becomes end; an eighth of the ring ahead, so it seldom has to look.
+func (h *History) guard(end uint64) {
+	recycled := end - min(end, h.tx.size)
+	if recycled <= h.guarded {
+		return
+	}
+	h.guarded = recycled + h.tx.size/8
+	for w := range h.retained {
+		w.copyAside(h.guarded)
+	}
+}
+
+// source finds the ring a Token's Ring means for its Writer's side.
+func (h *History) source(r Ring) *ring {
+	if r == Sent {
+		return h.tx
+	}
+	return h.rx
+}

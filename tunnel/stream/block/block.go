@@ -1,18 +1,28 @@
-// Package block turns pieces of a stream into blocks: deduplicated against a
-// history, compressed, checked; and back.
 package block
 
 import (
 	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
+	"stitch/compress"
 	"stitch/dedupe"
 )
 
 // MaxBlock is the most application bytes in one block.
-const MaxBlock = 256 << 10
+const MaxBlock = dedupe.MaxBlock
+
+// MaxHeader is the most bytes a body is longer than its application bytes.
+const MaxHeader = 64
 
 // MaxFrame is the most bytes of an encoded block, an ack or a nack body.
-const MaxFrame = MaxBlock + MaxBlock/1024 + 64
+const MaxFrame = MaxBlock + MaxBlock/1024 + MaxHeader
+
+// MaxHeld is the most application bytes a Decoder keeps undecoded during a
+// repair. A peer that sends more than this ahead of its credit is cut off; so
+// the credit must be smaller.
+const MaxHeld = 256 << 20
 
 var (
 	// ErrMiss is returned when a block refers to bytes this side does not
@@ -20,77 +30,81 @@ var (
 	// reading: later blocks given to Decode are kept (it returns no bytes and
 	// no error) until the resent one arrives, which then returns them all.
 	ErrMiss = errors.New("block: source bytes not held; send the nack")
-	// ErrCorrupt is returned for a body that breaks the format or its
-	// checksum; the connection must be reset.
+	// ErrCorrupt is returned for a body that breaks the format, its order or
+	// its checksum; the connection must be reset.
 	ErrCorrupt = errors.New("block: corrupt body; reset the connection")
 	// ErrStale is returned when the history was emptied since the encoder or
 	// decoder was made; the connection must be reset.
-	ErrStale = errors.New("block: history was restarted; reset the connection")
+	ErrStale = dedupe.ErrStale
 )
 
 // Effort is how much processor time to spend on compression.
 type Effort uint8
 
-// The efforts: S2, zstd fastest, zstd default.
+// The efforts: S2, zstd fastest, zstd default, none.
 const (
 	Fast Effort = iota
 	Balanced
 	Strong
+	Off // matching only
 )
 
-// Stats counts bytes since creation.
+func (e Effort) level() compress.Level {
+	switch e {
+	case Fast:
+		return compress.Fast
+	case Balanced:
+		return compress.Balanced
+	case Strong:
+		return compress.Strong
+	}
+	return compress.Store
+}
+
+// Stats counts since creation.
 type Stats struct {
 	In      int64 `json:"in"`      // encoder: application bytes; decoder: body bytes
 	Out     int64 `json:"out"`     // encoder: body bytes; decoder: application bytes
 	Matched int64 `json:"matched"` // application bytes taken from the history
 	Zero    int64 `json:"zero"`    // application bytes in runs of zeros
 	Literal int64 `json:"literal"` // application bytes carried themselves
-	Resent  int64 `json:"resent"`  // blocks sent (encoder) or asked for (decoder) again
+	Resent  int64 `json:"resent"`  // blocks sent again (encoder), missed (decoder)
 }
 
-// Encoder encodes the sending direction of one connection. Append is for one
-// goroutine; Ack, Resend, Stats and Close may run beside it.
-type Encoder struct{ stats Stats }
+// counters is Stats that may be read while it grows.
+type counters struct {
+	in, out, matched, zero, literal, resent atomic.Int64
+}
 
-// NewEncoder returns an encoder; the peer's decoder must get the same connID.
-// h may be nil: then blocks are only compressed.
-func NewEncoder(h *dedupe.History, connID uint64) *Encoder { return &Encoder{} }
+func (c *counters) add(in, out, matched, zero, literal int) {
+	c.in.Add(int64(in))
+	c.out.Add(int64(out))
+	c.matched.Add(int64(matched))
+	c.zero.Add(int64(zero))
+	c.literal.Add(int64(literal))
+}
 
-// Append encodes src (1 to MaxBlock bytes, borrowed) and appends the body to dst.
-func (e *Encoder) Append(dst, src []byte, effort Effort) []byte { return append(dst, src...) }
+func (c *counters) load() Stats {
+	return Stats{c.in.Load(), c.out.Load(), c.matched.Load(), c.zero.Load(), c.literal.Load(), c.resent.Load()}
+}
 
-// Ack takes the peer's acknowledgement body (borrowed).
-func (e *Encoder) Ack(body []byte) error { return nil }
+// scratch is the working memory of one call.
+type scratch struct {
+	lits, cols, comp []byte
+	tokens           []dedupe.Token
+}
 
-// Resend appends the raw body of the block the nack asks for.
-func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) { return dst, ErrCorrupt }
+// workshop is what all encoders and decoders of the process share: idle
+// working memory and idle compressors, and nothing of anyone's data.
+type workshop struct {
+	codecs  *compress.Pool
+	scratch sync.Pool
+}
 
-// Close releases what is kept. Idempotent.
-func (e *Encoder) Close() {}
+var shop = &workshop{
+	codecs:  compress.NewPool(runtime.GOMAXPROCS(0)),
+	scratch: sync.Pool{New: func() any { return new(scratch) }},
+}
 
-// Stats returns the counters.
-func (e *Encoder) Stats() Stats { return e.stats }
-
-// Decoder decodes the receiving direction of one connection. It is not safe
-// for concurrent use, but for Stats.
-type Decoder struct{ stats Stats }
-
-// NewDecoder returns a decoder; see NewEncoder.
-func NewDecoder(h *dedupe.History, connID uint64) *Decoder { return &Decoder{} }
-
-// Decode decodes body (borrowed) and appends the application's bytes to dst.
-// The returned bytes are good and in order even with ErrMiss.
-func (d *Decoder) Decode(dst, body []byte) (out []byte, err error) { return append(dst, body...), nil }
-
-// AppendAck appends the acknowledgement of everything decoded so far. Send it
-// after each Decode, or after several.
-func (d *Decoder) AppendAck(dst []byte) []byte { return append(dst, 0) }
-
-// AppendNack appends the request for the missing block; only after ErrMiss.
-func (d *Decoder) AppendNack(dst []byte) []byte { return append(dst, 0) }
-
-// Close releases what is kept. Idempotent.
-func (d *Decoder) Close() {}
-
-// Stats returns the counters.
-func (d *Decoder) Stats() Stats { return d.stats }
+func (w *workshop) get() *scratch  { return w.scratch.Get().(*scratch) }
+func (w *workshop) put(s *scratch) { w.scratch.Put(s) }

@@ -1,0 +1,138 @@
+package compress
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Pool encodes and decodes blocks with a fixed number of zstd encoders and
+// decoders, made when first needed and shared by everyone who holds the Pool.
+// It is safe for concurrent use; a caller beyond the number waits for a free
+// one, so memory is bounded: about 4 MiB for each of the width.
+type Pool struct {
+	fast, strong func() *zstd.Encoder
+	decoder      func() *zstd.Decoder
+}
+
+// NewPool returns a pool of the given width (how many calls may run at once),
+// at least 1.
+func NewPool(width int) *Pool {
+	width = max(width, 1)
+	return &Pool{
+		fast:    sync.OnceValue(func() *zstd.Encoder { return newEncoder(width, zstd.SpeedFastest) }),
+		strong:  sync.OnceValue(func() *zstd.Encoder { return newEncoder(width, zstd.SpeedDefault) }),
+		decoder: sync.OnceValue(func() *zstd.Decoder { return newDecoder(width) }),
+	}
+}
+
+func newEncoder(width int, l zstd.EncoderLevel) *zstd.Encoder {
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(l),
+		zstd.WithEncoderConcurrency(width),
+		zstd.WithWindowSize(MaxBlock),
+		zstd.WithLowerEncoderMem(true),
+		zstd.WithSingleSegment(true),
+		zstd.WithEncoderCRC(false))
+	if err != nil {
+		panic(err) // only wrong options fail
+	}
+	return e
+}
+
+func newDecoder(width int) *zstd.Decoder {
+	d, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(width),
+		zstd.WithDecoderMaxMemory(MaxBlock),
+		zstd.WithDecoderMaxWindow(MaxBlock),
+		zstd.WithDecoderLowmem(true),
+		zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		panic(err) // only wrong options fail
+	}
+	return d
+}
+
+// Encode appends src encoded at level l to dst and says with which codec. It
+// borrows src. When the level does not save at least 1/32 it appends src
+// itself as Raw, so never more than MaxLen(len(src)) bytes. src longer than
+// MaxBlock is stored.
+func (p *Pool) Encode(dst, src []byte, l Level) ([]byte, Codec) {
+	if l == Store || len(src) > MaxBlock || len(src) < 16 {
+		return append(dst, src...), Raw
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, ScratchLen(len(src)))
+	codec := Zstd
+	switch l {
+	case Fast:
+		codec = S2
+		enc := s2.Encode(dst[start:start:cap(dst)][:s2.MaxEncodedLen(len(src))], src)
+		dst = dst[:start+len(enc)]
+	case Balanced:
+		dst = p.fast().EncodeAll(src, dst)
+	default:
+		dst = p.strong().EncodeAll(src, dst)
+	}
+	if len(dst)-start > len(src)-len(src)>>5 {
+		return append(dst[:start], src...), Raw
+	}
+	return dst, codec
+}
+
+// Decode appends the n bytes that src (borrowed) must decode to. Before it
+// allocates, it checks n against MaxBlock and what src itself claims against
+// n. On error dst is returned as it was.
+func (p *Pool) Decode(dst, src []byte, c Codec, n int) ([]byte, error) {
+	if n < 0 || n > MaxBlock {
+		return dst, ErrTooLarge
+	}
+	switch c {
+	case Raw:
+		if len(src) != n {
+			return dst, ErrCorrupt
+		}
+		return append(dst, src...), nil
+	case S2:
+		return decodeS2(dst, src, n)
+	case Zstd:
+		return p.decodeZstd(dst, src, n)
+	}
+	return dst, fmt.Errorf("%w: unknown codec %d", ErrCorrupt, c)
+}
+
+func decodeS2(dst, src []byte, n int) ([]byte, error) {
+	claimed, err := s2.DecodedLen(src)
+	if err != nil || claimed != n {
+		return dst, fmt.Errorf("%w: s2 length %d, want %d", ErrCorrupt, claimed, n)
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, n)
+	if _, err := s2.Decode(dst[start:start+n:start+n], src); err != nil {
+		return dst[:start], fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return dst[:start+n], nil
+}
+
+func (p *Pool) decodeZstd(dst, src []byte, n int) ([]byte, error) {
+	var h zstd.Header
+	if err := h.Decode(src); err != nil {
+		return dst, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if h.Skippable || !h.HasFCS || h.FrameContentSize != uint64(n) || h.DictionaryID != 0 {
+		return dst, fmt.Errorf("%w: zstd frame of %d bytes, want %d", ErrCorrupt, h.FrameContentSize, n)
+	}
+	if h.WindowSize > MaxBlock {
+		return dst, ErrTooLarge
+	}
+	start := len(dst)
+	dst = slices.Grow(dst, n)
+	out, err := p.decoder().DecodeAll(src, dst[start:start:start+n])
+	if err != nil || len(out) != n {
+		return dst[:start], fmt.Errorf("%w: zstd gave %d bytes, want %d (%v)", ErrCorrupt, len(out), n, err)
+	}
+	return dst[:start+n], nil
+}

@@ -1,0 +1,38 @@
+package dedupe
+
+import (
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Below offHeap a ring lives on the Go heap, where the race detector sees it.
+const offHeap = 64 << 20
+
+// newBytes returns n zero bytes that cost nothing until touched. Large ones
+// are anonymous memory outside the heap, so that a history of gigabytes does
+// not double the garbage collector's target; they are unmapped when owner is
+// collected. Nothing may keep the slice longer than owner.
+func newBytes[T any](owner *T, n int) []byte {
+	if n >= offHeap {
+		b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err == nil {
+			_ = unix.Madvise(b, unix.MADV_HUGEPAGE) // an aid: fewer TLB misses
+			runtime.AddCleanup(owner, unmap, b)
+			return b
+		}
+	}
+	return make([]byte, n)
+}
+
+func unmap(b []byte) { _ = unix.Munmap(b) }
+
+// newSlots is newBytes for n 32-bit slots.
+func newSlots[T any](owner *T, n int) []uint32 {
+	if 4*n < offHeap {
+		return make([]uint32, n)
+	}
+	b := newBytes(owner, 4*n)
+	return unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(b))), n)
+}

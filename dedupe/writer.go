@@ -1,0 +1,260 @@
+package dedupe
+
+import "sync"
+
+const maxExtent = 1 << 20
+
+// Span is a stretch of a ring.
+type Span struct {
+	Pos uint64
+	Len int
+}
+
+// Block is what a Writer makes of a block: where it lies in the ring and what
+// it consists of.
+type Block struct {
+	Seq      uint64  // of this connection, from 0
+	Spans    [2]Span // where the block lies; the second may be empty
+	TxHead   uint64  // both rings' heads as the Writer saw them
+	RxHead   uint64
+	Tokens   []Token // lent until the next Put
+	Matched  int     // bytes covered by tokens, without zeros
+	ZeroRuns int     // bytes covered by tokens of zeros
+}
+
+// Writer is the sending direction of one connection: it gives blocks their
+// place in the history, matches them, and remembers them until acknowledged.
+// Put is for one goroutine at a time; Acked, Drop, Again and Close may run
+// beside it.
+type Writer struct {
+	h     *History
+	gen   uint64
+	owner uint32
+	match matcher
+	next  uint64 // rest of the current extent
+	end   uint64
+	grow  int // size of the next extent
+
+	mu     sync.Mutex
+	sent   []record // unacknowledged, in order; guarded by mu
+	first  uint64   // Seq of sent[0]
+	closed bool
+}
+
+// record is an unacknowledged block. Its bytes are in the ring or, when those
+// places are about to be reused, aside.
+type record struct {
+	spans [2]Span
+	aside []byte
+}
+
+func (r *record) len() int { return r.spans[0].Len + r.spans[1].Len }
+
+// NewWriter returns the Writer of a new connection. Close it.
+func (h *History) NewWriter() *Writer {
+	h.life.RLock()
+	defer h.life.RUnlock()
+	w := &Writer{h: h, gen: h.gen, owner: h.owners.Add(1), grow: pageSize}
+	w.match = newMatcher(h, w.owner)
+	h.alloc.Lock()
+	defer h.alloc.Unlock()
+	h.retained[w] = struct{}{}
+	return w
+}
+
+// Put matches src (1 to MaxBlock bytes, borrowed) against the history, stores
+// it there, and keeps it until acknowledged: by reference to the ring, copied
+// aside only when the ring comes round. How much may be unacknowledged is the
+// caller's to bound. After the History was emptied it returns ErrStale and has
+// done nothing.
+func (w *Writer) Put(src []byte) (Block, error) {
+	w.h.life.RLock()
+	defer w.h.life.RUnlock()
+	if w.gen != w.h.gen {
+		return Block{}, ErrStale
+	}
+	b := Block{Spans: w.place(len(src))}
+	w.match.match(src)
+	w.store(src, b.Spans)
+	b.Seq = w.retain(b.Spans)
+	w.remember(src, b.Spans)
+	if w.match.safe() {
+		b.Tokens = w.match.tokens
+		b.Matched, b.ZeroRuns = covered(b.Tokens)
+	}
+	b.TxHead, b.RxHead = w.h.tx.head.Load(), w.h.rx.head.Load()
+	return b, nil
+}
+
+func covered(ts []Token) (matched, zeros int) {
+	for i := range ts {
+		if ts[i].Ring == Zeros {
+			zeros += ts[i].Len
+		} else {
+			matched += ts[i].Len
+		}
+	}
+	return matched, zeros
+}
+
+// place takes n positions: the rest of the extent, then a new one.
+func (w *Writer) place(n int) (s [2]Span) {
+	rest := int(w.end - w.next)
+	if rest >= n {
+		s[0] = Span{w.next, n}
+		w.next += uint64(n)
+		return s
+	}
+	size := max(w.grow, (n-rest+pageSize-1)/pageSize*pageSize)
+	w.grow = min(2*size, maxExtent)
+	pos := w.h.extent(size, w.owner)
+	switch {
+	case rest == 0 || pos == w.end:
+		s[0] = Span{pos - uint64(rest), n}
+	default:
+		s[0], s[1] = Span{w.next, rest}, Span{pos, n - rest}
+	}
+	w.next, w.end = pos+uint64(n-rest), pos+uint64(size)
+	return s
+}
+
+func (w *Writer) store(src []byte, spans [2]Span) {
+	tx := w.h.tx
+	filled := func(page uint64, _, to int) {
+		tx.update(page, w.owner, func(o word) word { return newWord(w.owner, o.acked(), to) })
+	}
+	for _, s := range spans {
+		tx.write(s.Pos, src[:s.Len], filled)
+		src = src[s.Len:]
+	}
+}
+
+// remember puts the block's anchors into the index, except where the block
+// repeats bytes that will stay findable for long.
+func (w *Writer) remember(src []byte, spans [2]Span) {
+	m := &w.match
+	m.anchors = w.h.refresh(m.anchors, src, m.tokens, false)
+	w.h.insert(m.anchors, Sent, spans)
+}
+
+func (w *Writer) retain(spans [2]Span) (seq uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	seq = w.first + uint64(len(w.sent))
+	if !w.closed {
+		w.sent = append(w.sent, record{spans: spans})
+	}
+	return seq
+}
+
+// Acked takes the peer's word that it has stored the first n blocks: they
+// become sources for every connection, and are no longer kept. ErrAck if so
+// many were never put. Saying it again does no harm.
+func (w *Writer) Acked(n uint64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || n <= w.first {
+		return nil
+	}
+	done := n - w.first
+	if done > uint64(len(w.sent)) {
+		return ErrAck
+	}
+	for i := range w.sent[:done] {
+		w.release(&w.sent[i])
+	}
+	rest := copy(w.sent, w.sent[done:])
+	clear(w.sent[rest:])
+	w.sent, w.first = w.sent[:rest], n
+	return nil
+}
+
+// release marks a block's pages as acknowledged.
+func (w *Writer) release(r *record) {
+	tx := w.h.tx
+	for _, s := range r.spans {
+		eachPage(s.Pos, s.Len, func(page uint64, from, to int) {
+			tx.update(page, w.owner, func(o word) word {
+				if from > o.acked() {
+					return o // dropped before: stays out
+				}
+				return newWord(w.owner, to, o.filled())
+			})
+		})
+	}
+}
+
+// Again appends the bytes of unacknowledged block seq to dst and returns the
+// block, without tokens. ErrGone if it is acknowledged or was never put.
+func (w *Writer) Again(dst []byte, seq uint64) ([]byte, Block, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if seq < w.first || seq-w.first >= uint64(len(w.sent)) {
+		return dst, Block{}, ErrGone
+	}
+	r := &w.sent[seq-w.first]
+	b := Block{Seq: seq, Spans: r.spans, TxHead: w.h.tx.head.Load(), RxHead: w.h.rx.head.Load()}
+	if r.aside != nil {
+		return append(dst, r.aside...), b, nil
+	}
+	dst, err := w.h.tx.appendSpans(dst, r.spans)
+	return dst, b, err
+}
+
+// Drop takes a stretch that the peer could not use out of the legal sources:
+// Sent means our tx, which the peer mirrors; Received its own.
+func (w *Writer) Drop(r Ring, s Span) {
+	if r > Received || s.Len <= 0 || s.Len > MaxBlock || s.Pos > maxPos {
+		return
+	}
+	ring := w.h.source(r)
+	eachPage(s.Pos, s.Len, func(page uint64, _, _ int) {
+		p := ring.wordAt(page)
+		old := word(p.Load())
+		if page < ring.tail() || r == Received && old.tag() != ring.lap(page) {
+			return
+		}
+		p.CompareAndSwap(uint64(old), uint64(newWord(0, 0, 0)))
+	})
+}
+
+// copyAside saves what lies below limit; called by guard, before it is lost.
+func (w *Writer) copyAside(limit uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.sent {
+		r := &w.sent[i]
+		if r.aside != nil || r.spans[0].Pos >= limit {
+			continue
+		}
+		b, err := w.h.tx.appendSpans(make([]byte, 0, r.len()), r.spans)
+		if err == nil {
+			r.aside = b
+		}
+	}
+}
+
+// Close forgets the unacknowledged blocks; what was acknowledged stays in the
+// history. Idempotent.
+func (w *Writer) Close() {
+	w.h.alloc.Lock()
+	delete(w.h.retained, w)
+	w.h.alloc.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed, w.sent = true, nil
+}
+
+// appendSpans appends the bytes of spans; ErrGone, and dst as it was, if they
+// are no longer all held.
+func (r *ring) appendSpans(dst []byte, spans [2]Span) ([]byte, error) {
+	out := dst
+	for _, s := range spans {
+		at := len(out)
+		out = append(out, zeroBlock[:s.Len]...)
+		if !r.read(out[at:], s.Pos) {
+			return dst, ErrGone
+		}
+	}
+	return out, nil
+}

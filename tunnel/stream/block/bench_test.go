@@ -1,0 +1,112 @@
+package block_test
+
+import (
+	"testing"
+
+	"stitch/tunnel/stream/block"
+	"stitch/tunnel/stream/block/blocktest"
+)
+
+// encodeAll encodes src in blocks that are acknowledged at once and returns
+// the bytes sent.
+func encodeAll(b *testing.B, e *block.Encoder, d *block.Decoder, src []byte, effort block.Effort) (wire int) {
+	var body, out, ack []byte
+	for len(src) > 0 {
+		n := min(len(src), block.MaxBlock)
+		body = e.Append(body[:0], src[:n], effort)
+		wire += len(body)
+		if d != nil {
+			var err error
+			if out, err = d.Decode(out[:0], body); err != nil {
+				b.Fatal(err)
+			}
+			ack = d.AppendAck(ack[:0])
+			if err := e.Ack(ack); err != nil {
+				b.Fatal(err)
+			}
+		}
+		src = src[n:]
+	}
+	return wire
+}
+
+// BenchmarkFresh encodes data never seen before; "match" is matching alone.
+func BenchmarkFresh(b *testing.B) {
+	const n = 64 << 20
+	for _, data := range []struct {
+		name  string
+		bytes []byte
+	}{
+		{"random", blocktest.Random(1, n)},
+		{"text", blocktest.Text(1, n)},
+		{"pages", blocktest.Pages(1, n/4104)},
+	} {
+		for _, e := range []struct {
+			name   string
+			effort block.Effort
+		}{{"match", block.Off}, {"fast", block.Fast}, {"balanced", block.Balanced}, {"strong", block.Strong}} {
+			b.Run(data.name+"/"+e.name, func(b *testing.B) {
+				b.SetBytes(int64(len(data.bytes)))
+				b.ReportAllocs()
+				wire := 0
+				p := blocktest.NewAgents(n)
+				_ = p.Forward(1).Send(data.bytes, block.Off, nil) // touches the memory
+				for b.Loop() {
+					b.StopTimer()
+					p.A.Restart()
+					c := p.Forward(1)
+					b.StartTimer()
+					wire = encodeAll(b, c.Enc, nil, data.bytes, e.effort)
+					b.StopTimer()
+					c.Close()
+					b.StartTimer()
+				}
+				b.ReportMetric(float64(len(data.bytes))/float64(wire), "ratio")
+			})
+		}
+	}
+}
+
+// BenchmarkReturn sends a stream of guest pages one way, then the other way
+// with one page in a hundred edited; the second is measured, encoding only.
+func BenchmarkReturn(b *testing.B) {
+	src := blocktest.Pages(1, 16<<10)
+	back, edited, pages := blocktest.Edit(src, 2, 100)
+	for _, bench := range []struct {
+		name   string
+		bytes  []byte
+		decode bool
+	}{{"again", src, false}, {"edited", back, false}, {"edited+decode", back, true}} {
+		b.Run(bench.name, func(b *testing.B) {
+			p := blocktest.NewAgents(1 << 30)
+			if err := p.Forward(1).Send(src, block.Fast, nil); err != nil {
+				b.Fatal(err)
+			}
+			if err := p.Backward(1).Send(src, block.Fast, nil); err != nil { // touches the memory
+				b.Fatal(err)
+			}
+			b.SetBytes(int64(len(bench.bytes)))
+			b.ReportAllocs()
+			wire := 0
+			for b.Loop() {
+				c := p.Backward(2)
+				dec := c.Dec
+				if !bench.decode {
+					dec = nil
+				}
+				wire = encodeAll(b, c.Enc, dec, bench.bytes, block.Fast)
+				c.Close()
+				b.StopTimer()
+				p.A.Restart()
+				p.B.Restart()
+				p.Meet()
+				if err := p.Forward(1).Send(src, block.Fast, nil); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(len(bench.bytes))/float64(wire), "ratio")
+			b.ReportMetric(float64(wire)/float64(edited+12*pages), "x-edited")
+		})
+	}
+}

@@ -1,0 +1,238 @@
+package block
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"stitch/compress"
+	"stitch/dedupe"
+)
+
+// Decoder decodes the receiving direction of one connection. It is not safe
+// for concurrent use, but for Stats.
+type Decoder struct {
+	r      *dedupe.Reader // nil without a history
+	connID uint64
+	state  state  // after the last body that arrived; course: decoded
+	next   uint64 // seq of the next block to decode
+	closed bool
+	count  counters
+
+	// During a repair: what is missing, and later bodies, in order.
+	missing   bool
+	wantLen   int // application bytes of the missing block
+	nack      nack
+	held      []held
+	heldBytes int // application bytes in held
+}
+
+// NewDecoder returns a decoder; see NewEncoder. A decoder without a history
+// refuses blocks that use one.
+func NewDecoder(h *dedupe.History, connID uint64) *Decoder {
+	d := &Decoder{connID: connID}
+	if h != nil {
+		d.r = h.NewReader()
+	}
+	return d
+}
+
+// Decode decodes body (borrowed) and appends the application's bytes to dst:
+// at most MaxBlock, or during a repair none (the body is kept) or, when the
+// resent block arrives, that one and everything kept behind it, at most
+// MaxHeld more. The returned bytes are good and in order also with ErrMiss.
+// Any other error is the end of the connection: ErrCorrupt, ErrStale, or
+// net.ErrClosed after Close.
+func (d *Decoder) Decode(dst, body []byte) (out []byte, err error) {
+	if d.closed {
+		return dst, net.ErrClosed
+	}
+	h, at, ok := parseHeader(body, &d.state)
+	if !ok || h.place != placeNone && d.r == nil {
+		return dst, ErrCorrupt
+	}
+	d.count.in.Add(int64(len(body)))
+	if h.resent {
+		return d.repair(dst, &h, body[at:])
+	}
+	d.state.advance(&h)
+	if d.missing {
+		return dst, d.hold(&h, body[at:])
+	}
+	return d.decode(dst, &h, body[at:])
+}
+
+// repair takes a resent block and what was kept behind it.
+func (d *Decoder) repair(dst []byte, h *header, rest []byte) ([]byte, error) {
+	if !d.missing || h.block.Seq != d.next || h.n != d.wantLen {
+		return dst, fmt.Errorf("%w: block %d resent, want %d", ErrCorrupt, h.block.Seq, d.next)
+	}
+	dst, err := d.decode(dst, h, rest)
+	if err != nil {
+		return dst, err
+	}
+	return d.unhold(dst)
+}
+
+// held is a block that arrived behind a missing one: its header and the rest
+// of its body, from the sum on.
+type held struct {
+	header header
+	rest   []byte
+}
+
+func (d *Decoder) hold(h *header, rest []byte) error {
+	if d.heldBytes+h.n > MaxHeld {
+		return fmt.Errorf("%w: more than %d bytes behind a missing block", ErrCorrupt, MaxHeld)
+	}
+	d.held = append(d.held, held{*h, slices.Clone(rest)})
+	d.heldBytes += h.n
+	return nil
+}
+
+// unhold ends a repair and decodes what was kept, up to the next miss.
+func (d *Decoder) unhold(dst []byte) ([]byte, error) {
+	d.missing = false
+	kept := d.held
+	for i := range kept {
+		h := &kept[i].header
+		d.heldBytes -= h.n
+		var err error
+		if dst, err = d.decode(dst, h, kept[i].rest); err != nil {
+			d.held = slices.Delete(kept, 0, i+1)
+			return dst, err
+		}
+	}
+	d.held = nil
+	return dst, nil
+}
+
+// decode decodes block d.next; rest is its body from the sum on.
+func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
+	s := shop.get()
+	defer shop.put(s)
+	start := len(dst)
+	want := binary.LittleEndian.Uint64(rest)
+	out, err := d.rebuild(dst, h, rest[sumLen:], s)
+	if err != nil {
+		return dst, err
+	}
+	app := out[start:]
+	if h.sum(app, d.connID) != want {
+		if len(s.tokens) == 0 {
+			return dst, fmt.Errorf("%w: checksum", ErrCorrupt)
+		}
+		return dst, d.miss(h, s.tokens)
+	}
+	h.block.Tokens = s.tokens
+	if h.place != placeNone {
+		if err := d.r.Put(app, &h.block); err != nil {
+			return dst, err
+		}
+	}
+	d.next++
+	d.tally(h)
+	return out, nil
+}
+
+// rebuild appends the application's bytes, not yet checked, and leaves the
+// tokens in s.
+func (d *Decoder) rebuild(dst []byte, h *header, sections []byte, s *scratch) ([]byte, error) {
+	s.tokens = s.tokens[:0]
+	if h.tokens == 0 {
+		return d.expand(dst, sections, h, h.n)
+	}
+	section, lits, err := d.tokens(h, sections, s)
+	if err != nil {
+		return dst, err
+	}
+	if s.lits, err = d.expand(s.lits[:0], section, h, lits); err != nil {
+		return dst, err
+	}
+	out, missed, err := d.r.Rebuild(slices.Grow(dst, h.n), s.tokens, s.lits)
+	if errors.Is(err, dedupe.ErrGone) {
+		return dst, d.miss(h, s.tokens[missed:missed+1])
+	}
+	return out, err
+}
+
+// tokens leaves the tokens in s and returns the literal section and how many
+// literals it holds.
+func (d *Decoder) tokens(h *header, sections []byte, s *scratch) (section []byte, lits int, err error) {
+	cols := sections
+	packed := h.form == byte(compress.S2) || h.form == byte(compress.Zstd)
+	if packed {
+		s.cols, err = shop.codecs.Decode(s.cols[:0], sections[:h.compCols], compress.Codec(h.form), h.rawCols)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%w: tokens: %w", ErrCorrupt, err)
+		}
+		cols = s.cols
+	}
+	r := reader{buf: cols}
+	var ok bool
+	s.tokens, lits, ok = d.state.course.parseTokens(s.tokens, &r, h)
+	if !ok || packed && r.at != len(cols) {
+		return nil, 0, fmt.Errorf("%w: tokens", ErrCorrupt)
+	}
+	if packed {
+		return sections[h.compCols:], lits, nil
+	}
+	return sections[r.at:], lits, nil
+}
+
+// expand appends the n literal bytes.
+func (d *Decoder) expand(dst, section []byte, h *header, n int) ([]byte, error) {
+	dst, err := shop.codecs.Decode(dst, section, h.lits, n)
+	if err != nil {
+		return dst, fmt.Errorf("%w: literals: %w", ErrCorrupt, err)
+	}
+	return dst, nil
+}
+
+// miss begins a repair: block d.next is wanted again; bad could not be used.
+func (d *Decoder) miss(h *header, bad []dedupe.Token) error {
+	d.missing, d.wantLen = true, h.n
+	d.nack = nack{seq: h.block.Seq}
+	for i := range bad {
+		d.nack.add(&bad[i])
+	}
+	d.count.resent.Add(1)
+	return ErrMiss
+}
+
+func (d *Decoder) tally(h *header) {
+	matched, zeros := 0, 0
+	for i := range h.block.Tokens {
+		if t := &h.block.Tokens[i]; t.Ring == dedupe.Zeros {
+			zeros += t.Len
+		} else {
+			matched += t.Len
+		}
+	}
+	d.count.add(0, h.n, matched, zeros, h.n-matched-zeros)
+}
+
+// AppendAck appends the acknowledgement of everything decoded so far. Send it
+// after each Decode, or after several: it frees the peer's memory and lets its
+// other connections refer to these bytes.
+func (d *Decoder) AppendAck(dst []byte) []byte { return binary.AppendUvarint(dst, d.next) }
+
+// AppendNack appends the request for the missing block, once after each
+// ErrMiss. It appends nothing when no block is missing.
+func (d *Decoder) AppendNack(dst []byte) []byte {
+	if !d.missing {
+		return dst
+	}
+	return d.nack.append(dst)
+}
+
+// Close releases what is kept. Idempotent.
+func (d *Decoder) Close() {
+	d.closed = true
+	d.held = nil
+}
+
+// Stats returns the counters.
+func (d *Decoder) Stats() Stats { return d.count.load() }
