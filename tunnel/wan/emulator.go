@@ -82,9 +82,10 @@ func (r Report) Find(from, to string) PathStatus {
 // The interfaces must hand over frames as they would be on a wire: checksums
 // filled in and no segmentation offload (see DisableOffloads).
 //
-// Accuracy: an idle path adds about 0.1 ms; a busy one works in rounds of at
-// least 0.25 ms, so single packets are up to 0.5 ms late, while the rate stays
-// exact. All methods are safe for concurrent use.
+// Accuracy: an idle path adds about 0.2 ms. A busy port works in rounds of a
+// tenth of its shortest delay, 0.1 to 1 ms: packets come in small bursts, each
+// up to a round early or late, the mean and the rate stay exact. All methods
+// are safe for concurrent use.
 type Emulator struct {
 	cfg    EmulatorConfig
 	lanes  []*lane
