@@ -45,6 +45,9 @@ func reference(frame []byte) (typ uint16, payload []byte, ok bool) {
 		case *layers.SNAP:
 			oui := uint32(l.OrganizationalCode[0])<<16 | uint32(l.OrganizationalCode[1])<<8 | uint32(l.OrganizationalCode[2])
 			return uint16(l.Type), l.Payload, oui == 0
+		case *layers.LLC:
+		default:
+			return typ, payload, ok && typ >= minEtherType && !isTag(typ) // what is inside is not ours
 		}
 	}
 	return typ, payload, ok && typ >= minEtherType && !isTag(typ)

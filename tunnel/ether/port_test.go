@@ -76,11 +76,26 @@ func (f *fakeTAP) Write(bufs [][]byte, offset int) (int, error) {
 
 // written returns what was written since the last call.
 func (f *fakeTAP) written() [][]byte {
+	out, _ := f.writtenAt(time.Time{})
+	return out
+}
+
+// writtenAt is written with the time of each frame after begin.
+func (f *fakeTAP) writtenAt(begin time.Time) (out [][]byte, at []time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := f.out
-	f.out = nil
-	return out
+	for _, when := range f.at {
+		at = append(at, when.Sub(begin))
+	}
+	out, f.out, f.at = f.out, nil, nil
+	return out, at
+}
+
+// fail makes Write fail from now on; nil: work again.
+func (f *fakeTAP) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
 }
 
 // fakeLink keeps copies of the frames sent.
@@ -214,14 +229,11 @@ func TestRelearn(t *testing.T) {
 		r.Claim(macVM, "dc2")
 		r.Claim(macVM, "dc2")
 		time.Sleep(10 * time.Second)
-		var at []time.Duration
-		for _, when := range r.tap.at {
-			at = append(at, when.Sub(begin))
-		}
+		written, at := r.tap.writtenAt(begin)
 		if !slices.Equal(at, relearnAt[:]) {
 			t.Errorf("announced at %v, want %v", at, relearnAt)
 		}
-		for _, frame := range r.tap.written() {
+		for _, frame := range written {
 			if !bytes.Equal(frame, rarp(macVM)) {
 				t.Errorf("put into the LAN: %x", frame)
 			}
@@ -302,11 +314,9 @@ func TestWriteFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t)
 		defer r.stop(t)
-		r.tap.err = errors.New("input/output error")
+		r.tap.fail(errors.New("input/output error"))
 		r.fromLink("dc2", data(broadcast, macB))
-		r.tap.mu.Lock()
-		r.tap.err = nil
-		r.tap.mu.Unlock()
+		r.tap.fail(nil)
 		r.fromLink("dc2", data(broadcast, macB))
 		if st := r.Stats(); st.FromLink["write-failed"] != 1 || st.ToLAN != 1 {
 			t.Errorf("%+v", st)
