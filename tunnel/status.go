@@ -1,0 +1,67 @@
+package tunnel
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/control"
+	"stitch/tunnel/wg"
+)
+
+// status is the link plane's part of the agent's status.
+func (p *linkPlane) status(context.Context) control.Status {
+	s := control.Status{Site: p.cfg.Site}
+	for _, peer := range p.cfg.Peers {
+		l := p.linkStatus(peer)
+		if l.State != string(wg.Up) && !peer.Stock {
+			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s: is its agent running, is UDP to %s open, do the keys match?", peer.Name, l.State, cmp.Or(peer.Endpoint, "this host")))
+		}
+		s.Links = append(s.Links, l)
+	}
+	for _, seg := range p.segments {
+		s.Segments = append(s.Segments, control.Raw(seg.port.Stats()))
+	}
+	m := p.manager.Stats()
+	s.Redirect = control.Raw(m)
+	if m.Error != "" {
+		s.Alarms = append(s.Alarms, "kernel: "+m.Error)
+	}
+	s.Alarms = append(s.Alarms, m.Warnings...)
+	for _, o := range m.Owners {
+		s.Workloads = append(s.Workloads, control.Workload{Name: o.Workload, Site: o.Site, Seq: o.Seq, Here: o.Site == p.cfg.Site})
+	}
+	for _, svc := range p.cfg.Services {
+		s.Services = append(s.Services, p.serviceStatus(svc))
+	}
+	return s
+}
+
+// linkStatus is the status of the link to peer.
+func (p *linkPlane) linkStatus(peer config.Peer) control.LinkStatus {
+	out := control.LinkStatus{Peer: peer.Name, State: string(wg.Connecting), Device: p.info[peer.Name].Device, LastHandshake: -1}
+	l := p.links[peer.Name].link.Load()
+	if l == nil {
+		return out
+	}
+	st := l.Stats()
+	out.State, out.Endpoint, out.Loss, out.Detail = string(st.State), st.Endpoint, st.Loss, control.Raw(st)
+	out.RTTms = float64(st.RTT) / float64(time.Millisecond)
+	if !st.LastHandshake.IsZero() {
+		out.LastHandshake = time.Since(st.LastHandshake).Seconds()
+	}
+	return out
+}
+
+// serviceStatus says where a service's name points now.
+func (p *linkPlane) serviceStatus(svc config.Service) control.Service {
+	out := control.Service{Name: svc.Name, Workload: svc.Workload}
+	for _, o := range p.manager.Owners() {
+		if at, ok := svc.At[o.Site]; ok && o.Workload == svc.Workload {
+			out.Address = at.String()
+		}
+	}
+	return out
+}
