@@ -3,18 +3,36 @@
 package wg
 
 import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/wg/carrier"
 )
 
 // MaxControl is the most bytes of one control datagram.
 const MaxControl = 1200
+
+const (
+	// A control datagram must fit into one packet, and a datagram of the link
+	// into 64 KiB.
+	minInnerMTU = carrier.HeaderLen + MaxControl
+	maxInnerMTU = 65000
+)
 
 // Config describes one link. TUN, PrivateKey, PublicKey, InnerMTU, Local and
 // Remote are required.
@@ -40,6 +58,8 @@ type Config struct {
 	// Stock says that the peer is a WireGuard implementation without stitch:
 	// plain IP packets only, no probes.
 	Stock bool
+	// Resolver looks up the host of Endpoint; nil means net.DefaultResolver.
+	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
 	Bind conn.Bind
 	// OnFrame gets every Ethernet frame from the peer. It borrows frame, is
@@ -66,32 +86,172 @@ const (
 	Down State = "down"
 )
 
+// Resolver looks up host names; *net.Resolver is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
 // Link is one link. It is safe for concurrent use.
-type Link struct{}
+type Link struct {
+	cfg   Config
+	log   *slog.Logger
+	count counters
+	mux   *mux
+	bind  *binder
+	dev   *device.Device
+	peer  *device.Peer
+
+	cancel  context.CancelFunc
+	tasks   sync.WaitGroup
+	closed  atomic.Bool
+	probing atomic.Bool   // the peer can be reached, as far as we know
+	edge    chan struct{} // the state changed
+
+	mu     sync.Mutex
+	prober *prober
+	state  State
+	since  time.Time
+}
 
 // Open starts a link. It returns as soon as the UDP socket is open; the peer
 // need not be there.
-func Open(cfg Config) (*Link, error) { return nil, net.ErrClosed }
+func Open(cfg Config) (*Link, error) {
+	host, port, err := cfg.validate()
+	if err != nil {
+		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
+	}
+	path, err := carrier.NewPath(cfg.Local, cfg.Remote)
+	if err != nil {
+		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
+	}
+	now := time.Now()
+	l := &Link{
+		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1),
+		prober: newProber(rand.Uint64(), now), state: Connecting, since: now,
+	}
+	l.mux = newMux(path, &cfg, &l.count, l, l.log)
+	ours := PublicKey(cfg.PrivateKey)
+	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
+	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.left)
+	l.mux.arrived = l.bind.backlog.left
+	if err := l.start(host, port); err != nil {
+		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
+	}
+	return l, nil
+}
+
+// validate fills in defaults and returns the parts of the endpoint.
+func (c *Config) validate() (host string, port uint16, err error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Bind == nil {
+		c.Bind = conn.NewDefaultBind()
+	}
+	if c.Resolver == nil {
+		c.Resolver = net.DefaultResolver
+	}
+	switch {
+	case c.TUN == nil:
+		return "", 0, errors.New("no TUN device")
+	case c.PrivateKey.IsZero() || c.PublicKey.IsZero():
+		return "", 0, errors.New("both the private key and the peer's public key are needed")
+	case PublicKey(c.PrivateKey) == c.PublicKey:
+		return "", 0, errors.New("the peer's public key is our own: each site needs its own key pair")
+	case c.InnerMTU < minInnerMTU || c.InnerMTU > maxInnerMTU:
+		return "", 0, fmt.Errorf("inner MTU %d: must be %d to %d", c.InnerMTU, minInnerMTU, maxInnerMTU)
+	}
+	if c.Endpoint == "" {
+		return "", 0, nil
+	}
+	host, text, err := net.SplitHostPort(c.Endpoint)
+	if err != nil {
+		return "", 0, fmt.Errorf("endpoint %q: write host:port", c.Endpoint)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 || host == "" {
+		return "", 0, fmt.Errorf("endpoint %q: write host:port with a port from 1 to 65535", c.Endpoint)
+	}
+	return host, uint16(n), nil
+}
+
+// start brings up wireguard-go and the link's goroutines.
+func (l *Link) start(host string, port uint16) error {
+	l.dev = device.NewDevice(l.mux, l.bind, deviceLogger(l.log))
+	endpoint := ""
+	if addr, err := netip.ParseAddr(host); err == nil {
+		endpoint = netip.AddrPortFrom(addr.Unmap(), port).String()
+		l.probing.Store(true)
+	}
+	err := l.dev.IpcSet(uapi(&l.cfg, endpoint))
+	if err == nil {
+		if err = l.dev.Up(); err != nil {
+			err = fmt.Errorf("UDP port %d: %w", l.cfg.ListenPort, err)
+		}
+	}
+	if err != nil {
+		l.dev.Close()
+		return err
+	}
+	l.peer = l.dev.LookupPeer(device.NoisePublicKey(l.cfg.PublicKey))
+	ctx, cancel := context.WithCancel(context.Background())
+	l.cancel = cancel
+	go l.mux.readTUN() // ends with the device; see Close
+	l.tasks.Go(func() { l.run(ctx) })
+	if host != "" {
+		l.tasks.Go(func() { l.followEndpoint(ctx, host, port, endpoint != "") })
+	}
+	return nil
+}
 
 // Close ends the link and waits for its goroutines. It does not close
-// Config.TUN. A second Close returns net.ErrClosed.
-func (l *Link) Close() error { return net.ErrClosed }
+// Config.TUN; if that has no SetReadDeadline, one goroutine stays in its Read
+// until it is closed too. A second Close returns net.ErrClosed.
+func (l *Link) Close() error {
+	if l.closed.Swap(true) {
+		return net.ErrClosed
+	}
+	l.cancel()
+	l.tasks.Wait()
+	l.dev.Close()
+	l.mux.interrupt()
+	return nil
+}
 
 // SendFrame sends an Ethernet frame of a segment; it copies frame. False means
 // that it was dropped and counted: the queue is full, the frame too long or
 // the link closed. While the link is down, the newest frame of each flow is
 // kept instead and sent when it is up again.
-func (l *Link) SendFrame(segment uint16, frame []byte) bool { return false }
+func (l *Link) SendFrame(segment uint16, frame []byte) bool {
+	return l.mux.sendFrame(segment, frame)
+}
 
 // SendControl sends a datagram of at most MaxControl bytes ahead of frames and
 // packets, without any promise that it arrives; it copies msg. False means
 // that it was dropped and counted: link not up, queue full, too long, closed.
-func (l *Link) SendControl(msg []byte) bool { return false }
-
-// Stats are the counters of a link since Open.
-type Stats struct {
-	State State `json:"state"`
+func (l *Link) SendControl(msg []byte) bool {
+	if len(msg) == 0 || len(msg) > MaxControl || l.cfg.Stock {
+		l.count.dropControlInvalid.Add(1)
+		return false
+	}
+	if !l.mux.sendControl(carrier.Control, msg) {
+		return false
+	}
+	l.count.txControl.Add(1)
+	return true
 }
 
 // Stats returns a snapshot.
-func (l *Link) Stats() Stats { return Stats{} }
+func (l *Link) Stats() Stats {
+	var s Stats
+	l.count.fill(&s)
+	l.mu.Lock()
+	s.State, s.Since, s.PeerDeaf = l.state, l.since, l.prober.deaf()
+	s.RTT, s.RTTVar, s.Loss = l.prober.srtt, l.prober.rttvar, l.prober.loss()
+	l.mu.Unlock()
+	info := l.info()
+	s.LastHandshake, s.Endpoint = info.handshake, info.endpoint
+	s.Reassembly = l.mux.reassembly()
+	s.Held = l.mux.held()
+	return s
+}

@@ -1,0 +1,234 @@
+package wg
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// keepaliveLen is the length of a transport message without content.
+const keepaliveLen = device.MessageKeepaliveSize
+
+// binder decorates a conn.Bind: it applies the handshaker, counts, and keeps
+// wireguard-go from going deaf over an error that passes.
+type binder struct {
+	conn.Bind
+	count *counters
+	log   *slog.Logger
+	// left is called with the number of packets that left wireguard-go.
+	left func(n int)
+
+	backlog backlog
+	// watching says that received has to see data messages.
+	watching atomic.Bool
+
+	mu     sync.Mutex
+	hs     handshaker
+	timer  *time.Timer
+	closed chan struct{} // of the current Open
+	// lastErr rations the log.
+	lastErr time.Time
+}
+
+func newBinder(inner conn.Bind, wins bool, count *counters, log *slog.Logger, left func(int)) *binder {
+	return &binder{Bind: inner, count: count, log: log, left: left, hs: handshaker{wins: wins}}
+}
+
+// Open opens the socket and wraps its receive functions.
+func (b *binder) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	fns, actual, err := b.Bind.Open(port)
+	if err != nil {
+		return nil, 0, err
+	}
+	closed := make(chan struct{})
+	b.mu.Lock()
+	b.closed = closed
+	b.mu.Unlock()
+	for i, fn := range fns {
+		fns[i] = b.receive(fn, closed)
+	}
+	return fns, actual, nil
+}
+
+// Close closes the socket; every receive function then returns net.ErrClosed.
+func (b *binder) Close() error {
+	b.mu.Lock()
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	if b.closed != nil {
+		close(b.closed)
+		b.closed = nil
+	}
+	b.hs.own.clear()
+	b.hs.reply.clear()
+	b.mu.Unlock()
+	return b.Bind.Close()
+}
+
+// setRTT tells the handshaker the smoothed round-trip time.
+func (b *binder) setRTT(rtt time.Duration) {
+	b.mu.Lock()
+	b.hs.rtt = rtt
+	b.mu.Unlock()
+}
+
+// Send passes datagrams on.
+func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
+	if len(bufs) == 1 {
+		if t := messageType(bufs[0]); t != 0 && t != device.MessageTransportType {
+			if b.sending(bufs[0], ep) {
+				return nil
+			}
+		}
+	}
+	data := 0
+	bytes := 0
+	for _, p := range bufs {
+		bytes += len(p)
+		if len(p) > keepaliveLen && p[0] == device.MessageTransportType {
+			data++
+		}
+	}
+	err := b.Bind.Send(bufs, ep)
+	if err != nil {
+		b.count.sendErrors.Add(1)
+	} else {
+		b.count.txDatagrams.Add(uint64(len(bufs)))
+		b.count.txWire.Add(uint64(bytes))
+	}
+	if data > 0 {
+		b.left(data)
+	}
+	return err
+}
+
+// sending lets the handshaker see a message and arms the timer for its copies.
+// It reports whether to keep the message back.
+func (b *binder) sending(msg []byte, ep conn.Endpoint) (keep bool) {
+	now := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed == nil {
+		return false
+	}
+	keep = b.hs.sent(msg, ep, now)
+	b.watching.Store(b.hs.reply.live())
+	_, _, next := b.hs.due(now)
+	b.arm(next.Sub(now))
+	return keep
+}
+
+// arm sets the timer; b.mu is held.
+func (b *binder) arm(d time.Duration) {
+	if b.timer == nil {
+		b.timer = time.AfterFunc(d, b.resend)
+		return
+	}
+	b.timer.Reset(d)
+}
+
+// resend sends the messages that are due again.
+func (b *binder) resend() {
+	for {
+		now := time.Now()
+		b.mu.Lock()
+		data, to, next := b.hs.due(now)
+		data = slices.Clone(data)
+		if len(data) == 0 && !next.IsZero() && b.closed != nil {
+			b.arm(next.Sub(now))
+		}
+		b.mu.Unlock()
+		if len(data) == 0 {
+			return
+		}
+		b.count.handshakeResent.Add(1)
+		// A failure is as good as a loss: the next copy follows.
+		if b.Bind.Send([][]byte{data}, to) == nil {
+			b.count.txDatagrams.Add(1)
+			b.count.txWire.Add(uint64(len(data)))
+		}
+	}
+}
+
+// receive wraps one receive function. Any error while the socket is open is
+// counted and tried again, at growing intervals up to 100 ms.
+func (b *binder) receive(fn conn.ReceiveFunc, closed chan struct{}) conn.ReceiveFunc {
+	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		b.backlog.wait(closed)
+		for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+			n, err := fn(bufs, sizes, eps)
+			if err == nil {
+				b.inspect(bufs[:n], sizes[:n])
+				return n, nil
+			}
+			t := time.NewTimer(wait)
+			select {
+			case <-closed:
+				t.Stop()
+				return 0, net.ErrClosed
+			case <-t.C:
+			}
+			b.count.receiveErrors.Add(1)
+			b.complain(err)
+		}
+	}
+}
+
+// complain logs an error of the socket, at most once in ten seconds.
+func (b *binder) complain(err error) {
+	now := time.Now()
+	b.mu.Lock()
+	quiet := now.Sub(b.lastErr) < 10*time.Second
+	if !quiet {
+		b.lastErr = now
+	}
+	b.mu.Unlock()
+	if !quiet {
+		b.log.Warn("receiving datagrams fails, trying again", "err", err)
+	}
+}
+
+// inspect counts what came in and takes out what the handshaker drops.
+func (b *binder) inspect(bufs [][]byte, sizes []int) {
+	bytes, data := 0, 0
+	var last []byte
+	for i, size := range sizes {
+		p := bufs[i][:size]
+		bytes += size
+		switch {
+		case size > keepaliveLen && p[0] == device.MessageTransportType:
+			data++
+			last = p
+			if b.watching.Load() {
+				b.received(p)
+			}
+		case size >= keepaliveLen:
+			if b.received(p) {
+				b.count.handshakeDropped.Add(1)
+				sizes[i] = 0
+			}
+		}
+	}
+	b.count.rxDatagrams.Add(uint64(len(sizes)))
+	b.count.rxWire.Add(uint64(bytes))
+	if data > 0 {
+		b.backlog.entered(data, binary.LittleEndian.Uint64(last[8:]))
+	}
+}
+
+// received lets the handshaker see a message.
+func (b *binder) received(p []byte) (drop bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	drop = b.hs.received(p, time.Now())
+	b.watching.Store(b.hs.reply.live())
+	return drop
+}

@@ -1,0 +1,227 @@
+package carrier
+
+import (
+	"math/bits"
+	"time"
+)
+
+const (
+	// Headroom is the bytes in front of a joined message that its holder may
+	// use.
+	Headroom = 16
+	// MaxEntries and MaxBytes bound the memory of incomplete messages.
+	MaxEntries = 256
+	MaxBytes   = 1 << 20
+	// Timeout is how long parts wait for the rest of their message.
+	Timeout = time.Second
+
+	maxFree = 64
+)
+
+// Drops are what a Reassembler dropped, by cause, and what it holds.
+type Drops struct {
+	// Invalid parts contradict their message or exceed its limits.
+	Invalid uint64 `json:"invalid"`
+	// Duplicate parts were there already.
+	Duplicate uint64 `json:"duplicate"`
+	// TimedOut and Evicted messages stayed incomplete; evicted ones had to
+	// make room.
+	TimedOut uint64 `json:"timed_out"`
+	Evicted  uint64 `json:"evicted"`
+	// Waiting is the number of incomplete messages now, Bytes their memory.
+	Waiting int `json:"waiting"`
+	Bytes   int `json:"bytes"`
+	// Joined counts complete messages.
+	Joined uint64 `json:"joined"`
+}
+
+// Reassembler joins the parts of messages. It is not safe for concurrent use.
+// The zero value is ready.
+type Reassembler struct {
+	entries map[uint32]*entry
+	// oldest and newest are the ends of the list in order of arrival.
+	oldest, newest *entry
+	bytes          int
+	free           [][]byte
+	spare          *entry // list by next
+	drops          Drops
+}
+
+// entry is one incomplete message.
+type entry struct {
+	header     Header
+	have       uint16
+	size       int    // length of every part but the final one; 0: not known
+	buf        []byte // Headroom, then parts at index*size
+	final      []byte // the final part until the others are there
+	born       time.Time
+	prev, next *entry
+}
+
+func (e *entry) bytes() int { return cap(e.buf) + cap(e.final) }
+
+// Add takes in one part; it borrows part. When the message is complete it
+// returns it with Headroom bytes in front; the caller owns it and may give it
+// back with Release. Otherwise it returns nil.
+func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
+	r.expire(now)
+	if h.Last == 0 || len(part) == 0 || len(part)*int(h.Last) > MaxMessage && h.Index != h.Last || len(part) > MaxMessage {
+		r.drops.Invalid++
+		return nil
+	}
+	e := r.entries[h.ID]
+	if e == nil {
+		e = r.insert(h, now)
+	}
+	if !e.fits(h, part) {
+		r.drops.Invalid++
+		return nil
+	}
+	if e.have&(1<<h.Index) != 0 {
+		r.drops.Duplicate++
+		return nil
+	}
+	if bits.OnesCount16(e.have) == int(h.Last) {
+		return r.finish(e, h.Index, part)
+	}
+	r.bytes -= e.bytes()
+	e.store(h.Index, part, r)
+	r.bytes += e.bytes()
+	for r.bytes > MaxBytes {
+		r.drops.Evicted++
+		r.remove(r.oldest)
+	}
+	return nil
+}
+
+// fits reports whether part agrees with what is there of the message.
+func (e *entry) fits(h Header, part []byte) bool {
+	if h.Kind != e.header.Kind || h.Segment != e.header.Segment || h.Last != e.header.Last {
+		return false
+	}
+	size, final := e.size, len(e.final)
+	if h.Index == h.Last {
+		final = len(part)
+	} else if size == 0 {
+		size = len(part)
+	} else if size != len(part) {
+		return false
+	}
+	if size == 0 || final == 0 {
+		return true
+	}
+	// Equal parts: the final one is shorter by less than their number.
+	return final <= size && size-final <= int(h.Last) && size*int(h.Last)+final <= MaxMessage
+}
+
+// store copies part to its place.
+func (e *entry) store(index uint8, part []byte, r *Reassembler) {
+	e.have |= 1 << index
+	last := int(e.header.Last)
+	if int(index) == last {
+		e.final = append(r.take(len(part)), part...)
+		return
+	}
+	if e.size == 0 {
+		e.size = len(part)
+		e.buf = r.take(Headroom + (last+1)*e.size)[:Headroom+last*e.size]
+	}
+	copy(e.buf[Headroom+int(index)*e.size:], part)
+}
+
+// finish takes the entry out, whose only missing part is the given one, and
+// joins the message.
+func (r *Reassembler) finish(e *entry, index uint8, part []byte) []byte {
+	r.bytes -= e.bytes()
+	final := e.final
+	if index == e.header.Last {
+		final = part
+	} else {
+		e.store(index, part, r)
+	}
+	whole := append(e.buf, final...)
+	r.Release(e.final)
+	e.buf, e.final = nil, nil
+	r.remove(e)
+	r.drops.Joined++
+	return whole
+}
+
+// take returns an empty buffer with room for n bytes.
+func (r *Reassembler) take(n int) []byte {
+	if k := len(r.free); k > 0 && cap(r.free[k-1]) >= n {
+		b := r.free[k-1]
+		r.free = r.free[:k-1]
+		return b[:0]
+	}
+	return make([]byte, 0, max(n, 2048))
+}
+
+// Release takes back a message that Add returned, for reuse.
+func (r *Reassembler) Release(whole []byte) {
+	if cap(whole) > 0 && len(r.free) < maxFree {
+		r.free = append(r.free, whole)
+	}
+}
+
+// insert makes the entry of a message's first part, and room for it.
+func (r *Reassembler) insert(h Header, now time.Time) *entry {
+	if r.entries == nil {
+		r.entries = make(map[uint32]*entry, MaxEntries)
+	}
+	if len(r.entries) >= MaxEntries {
+		r.drops.Evicted++
+		r.remove(r.oldest)
+	}
+	e := r.spare
+	if e != nil {
+		r.spare = e.next
+	} else {
+		e = new(entry)
+	}
+	*e = entry{header: h, born: now, prev: r.newest}
+	if r.newest != nil {
+		r.newest.next = e
+	} else {
+		r.oldest = e
+	}
+	r.newest = e
+	r.entries[h.ID] = e
+	return e
+}
+
+// remove forgets an entry.
+func (r *Reassembler) remove(e *entry) {
+	delete(r.entries, e.header.ID)
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		r.oldest = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	} else {
+		r.newest = e.prev
+	}
+	r.bytes -= e.bytes()
+	r.Release(e.final)
+	r.Release(e.buf)
+	*e = entry{next: r.spare}
+	r.spare = e
+}
+
+// expire forgets the messages that waited too long.
+func (r *Reassembler) expire(now time.Time) {
+	for r.oldest != nil && now.Sub(r.oldest.born) >= Timeout {
+		r.drops.TimedOut++
+		r.remove(r.oldest)
+	}
+}
+
+// Drops returns the counters, and what waits at now.
+func (r *Reassembler) Drops(now time.Time) Drops {
+	r.expire(now)
+	d := r.drops
+	d.Waiting, d.Bytes = len(r.entries), r.bytes
+	return d
+}

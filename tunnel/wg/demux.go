@@ -1,0 +1,165 @@
+package wg
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"stitch/tunnel/wg/carrier"
+)
+
+// receiver gets what arrives besides plain packets. It borrows the bytes and
+// is called from the receive goroutine.
+type receiver interface {
+	onFrame(segment uint16, frame []byte)
+	onControl(msg []byte)
+	onProbe(msg []byte, now time.Time)
+}
+
+// inbox is the state of Write.
+type inbox struct {
+	reassembler carrier.Reassembler
+	out         [][]byte // plain packets for the TUN device
+	joined      [][]byte // those of out that go back to the reassembler
+}
+
+// Write takes decrypted packets from wireguard-go: plain ones go to the TUN
+// device in one batch, carrier packets to whom they concern. It returns no
+// error but os.ErrClosed.
+func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
+	if m.isClosed() {
+		return 0, os.ErrClosed
+	}
+	in := &m.inbox
+	var now time.Time // read when the first carrier packet asks for it
+	for _, b := range bufs {
+		if offset >= device.MessageTransportHeaderSize { // what it was encrypted with is still there
+			m.arrived(binary.LittleEndian.Uint64(b[device.MessageTransportOffsetCounter:]))
+		}
+		if p := b[offset:]; !m.path.Touches(p) {
+			in.out = append(in.out, b)
+			m.count.rxPackets.Add(1)
+			m.count.rxBytes.Add(uint64(len(p)))
+			continue
+		}
+		if now.IsZero() {
+			now = time.Now()
+		}
+		m.carrierPacket(b[offset:], offset, now)
+	}
+	m.flush(offset)
+	if !now.IsZero() {
+		m.publishDrops(now)
+	}
+	return len(bufs), nil
+}
+
+// flush writes the plain packets to the TUN device.
+func (m *mux) flush(offset int) {
+	in := &m.inbox
+	if len(in.out) == 0 {
+		return
+	}
+	if _, err := m.dev.Write(in.out, offset); err != nil && !errors.Is(err, net.ErrClosed) {
+		m.count.tunWriteErrors.Add(1)
+	}
+	clear(in.out)
+	in.out = in.out[:0]
+	for i, b := range in.joined {
+		in.reassembler.Release(b)
+		in.joined[i] = nil
+	}
+	in.joined = in.joined[:0]
+}
+
+// carrierPacket handles a packet between link addresses.
+func (m *mux) carrierPacket(p []byte, offset int, now time.Time) {
+	h, payload, err := m.path.Parse(p)
+	switch {
+	case m.stock:
+		m.count.dropForeign.Add(1)
+		return
+	case errors.Is(err, carrier.ErrVersion):
+		m.count.dropVersion.Add(1)
+		return
+	case err != nil:
+		m.count.dropForeign.Add(1)
+		return
+	}
+	if h.Last == 0 {
+		m.message(h, payload, now)
+		return
+	}
+	m.count.rxParts.Add(1)
+	whole := m.inbox.reassembler.Add(h, payload, now)
+	switch {
+	case whole == nil:
+	case h.Kind == carrier.IP && offset == carrier.Headroom:
+		m.joinedPacket(whole)
+	default:
+		m.message(h, whole[carrier.Headroom:], now)
+		m.inbox.reassembler.Release(whole)
+	}
+}
+
+// joinedPacket queues an IP packet that came in parts for the TUN device.
+func (m *mux) joinedPacket(whole []byte) {
+	p := whole[carrier.Headroom:]
+	if !m.plainInside(p) {
+		m.inbox.reassembler.Release(whole)
+		return
+	}
+	m.inbox.out = append(m.inbox.out, whole)
+	m.inbox.joined = append(m.inbox.joined, whole)
+	m.count.rxPackets.Add(1)
+	m.count.rxBytes.Add(uint64(len(p)))
+}
+
+// plainInside reports whether p, which was carried as a message, may reach the
+// TUN device: an IP packet whose header agrees with its length, and not
+// itself one of the link's.
+func (m *mux) plainInside(p []byte) bool {
+	ok := false
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4:
+		ok = int(p[2])<<8|int(p[3]) == len(p)
+	case len(p) >= 40 && p[0]>>4 == 6:
+		ok = 40+(int(p[4])<<8|int(p[5])) == len(p)
+	}
+	if !ok || m.path.Touches(p) {
+		m.count.dropForeign.Add(1)
+		return false
+	}
+	return true
+}
+
+// message delivers a complete message.
+func (m *mux) message(h carrier.Header, msg []byte, now time.Time) {
+	switch h.Kind {
+	case carrier.Frame:
+		m.count.rxFrames.Add(1)
+		m.recv.onFrame(h.Segment, msg)
+	case carrier.Control:
+		m.recv.onControl(msg)
+	case carrier.Probe:
+		m.recv.onProbe(msg, now)
+	}
+}
+
+// publishDrops makes the reassembler's counters visible to Stats.
+func (m *mux) publishDrops(now time.Time) {
+	m.dropsMu.Lock()
+	m.drops = m.inbox.reassembler.Drops(now)
+	m.dropsMu.Unlock()
+}
+
+// reassembly returns the reassembler's counters as of the last carrier packet.
+func (m *mux) reassembly() carrier.Drops {
+	m.dropsMu.Lock()
+	defer m.dropsMu.Unlock()
+	return m.drops
+}

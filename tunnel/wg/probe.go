@@ -1,0 +1,198 @@
+package wg
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+const (
+	// probeInterval is the time between two probes.
+	probeInterval = 200 * time.Millisecond
+	// tickInterval is how often the prober looks at the clock.
+	tickInterval = 50 * time.Millisecond
+	// probeRing is how many probes are remembered: 25 s of them.
+	probeRing = 128
+	// probeLen is the length of a probe.
+	probeLen = 16
+	// never is the age of what has not been heard at all, or not for a minute.
+	never = 0xffff
+)
+
+// probe is a message of kind carrier.Probe, in numbers of big-endian order:
+// type u8 (1 request, 2 echo), zero u8, age u16, sequence u32, instance u64.
+//
+// age is how many milliseconds ago the sender last heard a probe of the
+// receiver (0xffff: never, or too long), so every probe tells the receiver
+// until when its own ones arrived. instance is a random number of the process
+// that made the request; sequence counts its requests. An echo has the
+// sequence and instance of the request. A receiver ignores other types and
+// bytes at the end.
+type probe struct {
+	echo     bool
+	age      uint16
+	seq      uint32
+	instance uint64
+}
+
+func (p probe) append(b []byte) []byte {
+	kind := byte(1)
+	if p.echo {
+		kind = 2
+	}
+	b = append(b, kind, 0)
+	b = binary.BigEndian.AppendUint16(b, p.age)
+	b = binary.BigEndian.AppendUint32(b, p.seq)
+	return binary.BigEndian.AppendUint64(b, p.instance)
+}
+
+func parseProbe(b []byte) (probe, bool) {
+	if len(b) < probeLen || b[0] != 1 && b[0] != 2 {
+		return probe{}, false
+	}
+	return probe{
+		echo: b[0] == 2, age: binary.BigEndian.Uint16(b[2:]),
+		seq: binary.BigEndian.Uint32(b[4:]), instance: binary.BigEndian.Uint64(b[8:]),
+	}, true
+}
+
+// prober decides whether packets cross both ways. It is pure, and not safe for
+// concurrent use. It lives on its own running time: when nothing called it for
+// longer than a probe interval, the excess does not count, so a process that
+// was not scheduled does not blame its peer.
+type prober struct {
+	instance uint64
+	state    State
+	last     time.Time     // when it was last called
+	run      time.Duration // own running time
+	// heard is when (in running time) a probe of the peer last arrived, and
+	// proof the latest time at which the peer certainly heard ours.
+	heard, proof       time.Duration
+	hasHeard, hasProof bool
+	nextSend           time.Duration
+	seq                uint32
+	ring               [probeRing]sentProbe
+	srtt, rttvar       time.Duration
+	// peer is the peer's instance.
+	peer uint64
+}
+
+type sentProbe struct {
+	seq    uint32
+	at     time.Time
+	run    time.Duration
+	used   bool // this entry is a probe sent while up
+	echoed bool
+}
+
+func newProber(instance uint64, now time.Time) *prober {
+	return &prober{instance: instance, state: Connecting, last: now}
+}
+
+// advance moves the running time on to now.
+func (p *prober) advance(now time.Time) {
+	p.run += max(min(now.Sub(p.last), probeInterval), 0)
+	p.last = now
+}
+
+// deadline is how long there may be no proof.
+func (p *prober) deadline() time.Duration {
+	return max(3*probeInterval, p.srtt+4*p.rttvar+2*probeInterval)
+}
+
+// tick returns the request to send now, if one is due, and updates the state.
+func (p *prober) tick(now time.Time) (request probe, send bool) {
+	p.advance(now)
+	if p.state == Up && p.run-p.proof > p.deadline() {
+		p.state = Down
+	}
+	if p.run < p.nextSend {
+		return probe{}, false
+	}
+	p.nextSend = p.run + probeInterval
+	p.seq++
+	p.ring[p.seq%probeRing] = sentProbe{seq: p.seq, at: now, run: p.run, used: p.state == Up}
+	return probe{age: p.age(), seq: p.seq, instance: p.instance}, true
+}
+
+// age is the age field of a probe sent now.
+func (p *prober) age() uint16 {
+	ms := (p.run - p.heard) / time.Millisecond
+	if !p.hasHeard || ms >= never {
+		return never
+	}
+	return uint16(ms)
+}
+
+// receive takes in a probe of the peer, updates the state and returns the echo
+// to send, if it asks for one.
+func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
+	p.advance(now)
+	if in.echo && in.instance != p.instance {
+		return probe{}, false // for our predecessor
+	}
+	p.heard, p.hasHeard = p.run, true
+	if in.echo {
+		p.echoed(in.seq, now)
+	} else {
+		p.peer = in.instance
+	}
+	if in.age != never {
+		p.prove(p.run - time.Duration(in.age)*time.Millisecond)
+	}
+	if in.echo {
+		return probe{}, false
+	}
+	return probe{echo: true, age: 0, seq: in.seq, instance: in.instance}, true
+}
+
+// prove notes that the peer heard us at the running time at.
+func (p *prober) prove(at time.Duration) {
+	if !p.hasProof || at > p.proof {
+		p.proof, p.hasProof = at, true
+	}
+	if p.run-p.proof <= p.deadline() {
+		p.state = Up
+	}
+}
+
+// echoed takes the round trip of a probe. One that was sent while the link was
+// not up may have waited for a handshake and says nothing.
+func (p *prober) echoed(seq uint32, now time.Time) {
+	e := &p.ring[seq%probeRing]
+	if e.seq != seq || e.echoed || !e.used {
+		return
+	}
+	e.echoed = true
+	rtt := max(now.Sub(e.at), time.Microsecond)
+	if p.srtt == 0 {
+		p.srtt, p.rttvar = rtt, rtt/2
+		return
+	}
+	// RFC 6298.
+	p.rttvar += ((p.srtt - rtt).Abs() - p.rttvar) / 4
+	p.srtt += (rtt - p.srtt) / 8
+}
+
+// loss returns the share of probes without an echo, over those of the last
+// 25 s that were sent while up and long enough ago.
+func (p *prober) loss() float64 {
+	sent, lost := 0, 0
+	for _, e := range p.ring {
+		if !e.used || !e.echoed && p.run-e.run <= p.deadline() {
+			continue
+		}
+		sent++
+		if !e.echoed {
+			lost++
+		}
+	}
+	if sent == 0 {
+		return 0
+	}
+	return float64(lost) / float64(sent)
+}
+
+// deaf reports that the peer is heard and does not hear us.
+func (p *prober) deaf() bool {
+	return p.state != Up && p.hasHeard && p.run-p.heard <= p.deadline()
+}

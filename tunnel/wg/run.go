@@ -1,0 +1,242 @@
+package wg
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"stitch/tunnel/wg/carrier"
+)
+
+const (
+	// kickInterval is how often a link that is not up asks for a handshake;
+	// wireguard-go makes one in five seconds at most.
+	kickInterval = time.Second
+	// stockPoll is how often a stock peer's last handshake is looked at.
+	stockPoll = 200 * time.Millisecond
+	// rebindAfter is how long a link that is not up and whose socket fails
+	// keeps that socket.
+	rebindAfter = 10 * time.Second
+	// endpointInterval is how often the endpoint of a link that is not up is
+	// looked up and set again.
+	endpointInterval = 10 * time.Second
+	maxLookupWait    = 30 * time.Second
+)
+
+// run is the link's clock: probes, state, rebinding, and the only goroutine
+// that calls OnState.
+func (l *Link) run(ctx context.Context) {
+	ticker := time.NewTicker(tickInterval)
+	defer ticker.Stop()
+	told := Connecting
+	var kicked, polled time.Time
+	rebind := rebinder{last: time.Now()}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.edge:
+		case <-ticker.C:
+			now := time.Now()
+			if l.cfg.Stock {
+				if now.Sub(polled) >= stockPoll {
+					polled = now
+					l.pollStock(now)
+				}
+			} else {
+				l.probe(now)
+			}
+			if l.currentState() != Up && l.probing.Load() && now.Sub(kicked) >= kickInterval {
+				kicked = now
+				l.kick()
+			}
+			if rebind.due(l.currentState(), l.count.receiveErrors.Load(), now) {
+				rebind.failed = !l.rebind()
+			}
+		}
+		if s := l.currentState(); s != told {
+			told = s
+			if l.cfg.OnState != nil {
+				l.cfg.OnState(s)
+			}
+		}
+	}
+}
+
+func (l *Link) currentState() State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// probe sends a probe when one is due.
+func (l *Link) probe(now time.Time) {
+	if !l.probing.Load() {
+		return
+	}
+	l.mu.Lock()
+	request, send := l.prober.tick(now)
+	l.setState(l.prober.state, now)
+	l.mu.Unlock()
+	if send {
+		var b [probeLen]byte
+		l.mux.sendControl(carrier.Probe, request.append(b[:0]))
+	}
+}
+
+// onProbe answers a probe of the peer, or takes in the answer to ours.
+func (l *Link) onProbe(msg []byte, now time.Time) {
+	in, ok := parseProbe(msg)
+	if !ok {
+		l.count.dropForeign.Add(1)
+		return
+	}
+	l.probing.Store(true)
+	l.mu.Lock()
+	echo, send := l.prober.receive(in, now)
+	l.setState(l.prober.state, now)
+	rtt := l.prober.srtt
+	l.mu.Unlock()
+	if in.echo {
+		l.bind.setRTT(rtt)
+	}
+	if send {
+		var b [probeLen]byte
+		l.mux.sendControl(carrier.Probe, echo.append(b[:0]))
+	}
+}
+
+func (l *Link) onFrame(segment uint16, frame []byte) {
+	if l.cfg.OnFrame == nil {
+		l.count.dropUnclaimed.Add(1)
+		return
+	}
+	l.cfg.OnFrame(segment, frame)
+}
+
+func (l *Link) onControl(msg []byte) {
+	l.count.rxControl.Add(1)
+	if l.cfg.OnControl == nil {
+		l.count.dropUnclaimed.Add(1)
+		return
+	}
+	l.cfg.OnControl(msg)
+}
+
+// setState moves to a state; l.mu is held.
+func (l *Link) setState(s State, now time.Time) {
+	if s == l.state {
+		return
+	}
+	l.log.Info("link "+string(s), "before", string(l.state), "for", now.Sub(l.since).Round(time.Millisecond))
+	l.state, l.since = s, now
+	l.mux.setUp(s == Up)
+	select {
+	case l.edge <- struct{}{}:
+	default:
+	}
+}
+
+// kick makes wireguard-go initiate a handshake, unless it did so in the last
+// five seconds. The session there may be stays in use: after a blackout it is
+// still good; after a restart of the peer only a new one helps, and by itself
+// wireguard-go would ask for it after 15 s.
+func (l *Link) kick() {
+	// An error is logged by wireguard-go, and the next kick follows.
+	_ = l.peer.SendHandshakeInitiation(false)
+}
+
+// pollStock takes the state of a link to a stock peer from its last handshake.
+func (l *Link) pollStock(now time.Time) {
+	last := l.info().handshake
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case !last.IsZero() && now.Sub(last) < device.RejectAfterTime:
+		l.setState(Up, now)
+	case l.state == Up:
+		l.setState(Down, now)
+	}
+}
+
+func (l *Link) info() peerInfo {
+	text, err := l.dev.IpcGet()
+	if err != nil {
+		return peerInfo{}
+	}
+	return parseInfo(text)
+}
+
+// rebinder decides when to open the socket anew.
+type rebinder struct {
+	last   time.Time // when it was last good, or opened
+	errors uint64    // receive errors then
+	failed bool      // the last attempt to open it
+}
+
+// due reports whether the socket has been failing for long enough.
+func (r *rebinder) due(s State, errors uint64, now time.Time) bool {
+	if s != Up && now.Sub(r.last) < rebindAfter {
+		return false
+	}
+	due := s != Up && (errors > r.errors || r.failed)
+	r.last, r.errors = now, errors
+	return due
+}
+
+// rebind opens the UDP socket anew and reports whether that worked.
+func (l *Link) rebind() bool {
+	l.count.rebinds.Add(1)
+	err := l.dev.BindUpdate()
+	if err != nil {
+		l.log.Warn("opening the UDP socket anew failed, trying again", "err", err)
+	}
+	return err == nil
+}
+
+// followEndpoint looks the endpoint's host up until that succeeds, and, while
+// the link is not up, again and again: the peer may have moved, or we may have
+// followed it to where it no longer is.
+func (l *Link) followEndpoint(ctx context.Context, host string, port uint16, known bool) {
+	for try := 0; ; try++ {
+		wait := endpointInterval
+		if !known {
+			if known = l.updateEndpoint(ctx, host, port, try); !known {
+				wait = min(time.Second<<min(try, 5), maxLookupWait)
+			}
+		} else if l.currentState() != Up {
+			l.updateEndpoint(ctx, host, port, try)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// updateEndpoint looks host up and sets the endpoint to its try-th address.
+func (l *Link) updateEndpoint(ctx context.Context, host string, port uint16, try int) bool {
+	var addrs []netip.Addr
+	if a, err := netip.ParseAddr(host); err == nil {
+		addrs = []netip.Addr{a}
+	} else if addrs, err = l.cfg.Resolver.LookupNetIP(ctx, "ip", host); err != nil || len(addrs) == 0 {
+		if ctx.Err() == nil {
+			l.log.Warn("looking up the peer's endpoint failed, trying again", "host", host, "err", err)
+		}
+		return false
+	}
+	endpoint := netip.AddrPortFrom(addrs[try%len(addrs)].Unmap(), port).String()
+	if l.info().endpoint != endpoint {
+		if err := l.dev.IpcSet(uapiEndpoint(l.cfg.PublicKey, endpoint)); err != nil {
+			l.log.Warn("setting the peer's endpoint failed", "endpoint", endpoint, "err", err)
+			return false
+		}
+	}
+	l.probing.Store(true)
+	return true
+}

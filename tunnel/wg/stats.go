@@ -1,0 +1,133 @@
+package wg
+
+import (
+	"sync/atomic"
+	"time"
+
+	"stitch/tunnel/wg/carrier"
+)
+
+// Stats are the state and counters of a link since Open. Packets are IP
+// packets of the TUN device, datagrams what crosses the WAN.
+type Stats struct {
+	State State `json:"state"`
+	// Since is when the state began.
+	Since time.Time `json:"since"`
+	// PeerDeaf says that the peer's probes arrive here and ours do not there.
+	PeerDeaf bool `json:"peer_deaf"`
+	// RTT and RTTVar are the smoothed round-trip time inside the link and its
+	// mean deviation, in nanoseconds; 0: not measured. Loss is the share of
+	// the last 25 s' probes without an echo, 0 to 1.
+	RTT    time.Duration `json:"rtt_ns"`
+	RTTVar time.Duration `json:"rtt_var_ns"`
+	Loss   float64       `json:"loss"`
+	// LastHandshake is zero if there was none.
+	LastHandshake time.Time `json:"last_handshake"`
+	// Endpoint is where the peer was last heard from, or the configured one.
+	Endpoint string `json:"endpoint"`
+
+	Rx Traffic `json:"rx"`
+	Tx Traffic `json:"tx"`
+	// HandshakeResent counts copies of handshake messages, HandshakeDropped
+	// initiations of the peer that had to give way to ours.
+	HandshakeResent  uint64 `json:"handshake_resent"`
+	HandshakeDropped uint64 `json:"handshake_dropped"`
+	// Released counts held packets and frames sent when the link came up.
+	Released uint64 `json:"released"`
+	Held     int    `json:"held"`
+
+	Drops      Drops         `json:"drops"`
+	Errors     Errors        `json:"errors"`
+	Reassembly carrier.Drops `json:"reassembly"`
+}
+
+// Traffic counts one direction.
+type Traffic struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+	Frames  uint64 `json:"frames"`
+	// Parts counts the carrier packets of messages that were cut.
+	Parts     uint64 `json:"parts"`
+	Control   uint64 `json:"control"`
+	Datagrams uint64 `json:"datagrams"`
+	// WireBytes are UDP payload bytes.
+	WireBytes uint64 `json:"wire_bytes"`
+}
+
+// Drops counts what the link dropped, by cause.
+type Drops struct {
+	// FrameQueue: the queue of frames was full. FrameInvalid: no segment,
+	// empty, too long, or the peer is a stock one.
+	FrameQueue   uint64 `json:"frame_queue"`
+	FrameInvalid uint64 `json:"frame_invalid"`
+	// ControlQueue, ControlDown, ControlInvalid: queue full, link not up, too
+	// long.
+	ControlQueue   uint64 `json:"control_queue"`
+	ControlDown    uint64 `json:"control_down"`
+	ControlInvalid uint64 `json:"control_invalid"`
+	// HoldFull: link down and no room for one more flow. HoldOlder: link down
+	// and a newer packet of the flow came.
+	HoldFull  uint64 `json:"hold_full"`
+	HoldOlder uint64 `json:"hold_older"`
+	// NotIP, TooBig, Forged: packets of the TUN device that are no IP, cannot
+	// be carried, or pretend to be the link's own.
+	NotIP  uint64 `json:"not_ip"`
+	TooBig uint64 `json:"too_big"`
+	Forged uint64 `json:"forged"`
+	// Foreign and Version: packets of the peer between link addresses that
+	// break the carrier format, or are of another version of it.
+	Foreign uint64 `json:"foreign"`
+	Version uint64 `json:"version"`
+	// Unclaimed: frames and control datagrams nobody takes.
+	Unclaimed uint64 `json:"unclaimed"`
+}
+
+// Errors counts failed system calls; all of them are survived.
+type Errors struct {
+	TUNRead  uint64 `json:"tun_read"`
+	TUNWrite uint64 `json:"tun_write"`
+	Send     uint64 `json:"send"`
+	Receive  uint64 `json:"receive"`
+	// Rebinds counts how often the UDP socket was opened anew.
+	Rebinds uint64 `json:"rebinds"`
+}
+
+// counters are the counters behind Stats.
+type counters struct {
+	txPackets, txBytes, txFrames, txParts, txControl, txDatagrams, txWire atomic.Uint64
+	rxPackets, rxBytes, rxFrames, rxParts, rxControl, rxDatagrams, rxWire atomic.Uint64
+
+	handshakeResent, handshakeDropped, released atomic.Uint64
+
+	dropFrameQueue, dropFrameInvalid                      atomic.Uint64
+	dropControlQueue, dropControlDown, dropControlInvalid atomic.Uint64
+	dropHoldFull, dropHoldOlder                           atomic.Uint64
+	dropNotIP, dropTooBig, dropForged                     atomic.Uint64
+	dropForeign, dropVersion, dropUnclaimed               atomic.Uint64
+	tunReadErrors, tunWriteErrors                         atomic.Uint64
+	sendErrors, receiveErrors, rebinds                    atomic.Uint64
+}
+
+// fill copies the counters to s.
+func (c *counters) fill(s *Stats) {
+	s.Tx = Traffic{
+		Packets: c.txPackets.Load(), Bytes: c.txBytes.Load(), Frames: c.txFrames.Load(), Parts: c.txParts.Load(),
+		Control: c.txControl.Load(), Datagrams: c.txDatagrams.Load(), WireBytes: c.txWire.Load(),
+	}
+	s.Rx = Traffic{
+		Packets: c.rxPackets.Load(), Bytes: c.rxBytes.Load(), Frames: c.rxFrames.Load(), Parts: c.rxParts.Load(),
+		Control: c.rxControl.Load(), Datagrams: c.rxDatagrams.Load(), WireBytes: c.rxWire.Load(),
+	}
+	s.HandshakeResent, s.HandshakeDropped, s.Released = c.handshakeResent.Load(), c.handshakeDropped.Load(), c.released.Load()
+	s.Drops = Drops{
+		FrameQueue: c.dropFrameQueue.Load(), FrameInvalid: c.dropFrameInvalid.Load(),
+		ControlQueue: c.dropControlQueue.Load(), ControlDown: c.dropControlDown.Load(), ControlInvalid: c.dropControlInvalid.Load(),
+		HoldFull: c.dropHoldFull.Load(), HoldOlder: c.dropHoldOlder.Load(),
+		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(),
+		Foreign: c.dropForeign.Load(), Version: c.dropVersion.Load(), Unclaimed: c.dropUnclaimed.Load(),
+	}
+	s.Errors = Errors{
+		TUNRead: c.tunReadErrors.Load(), TUNWrite: c.tunWriteErrors.Load(),
+		Send: c.sendErrors.Load(), Receive: c.receiveErrors.Load(), Rebinds: c.rebinds.Load(),
+	}
+}
