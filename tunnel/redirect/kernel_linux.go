@@ -164,6 +164,10 @@ func (k *Linux) Warnings(d Desired) (ws []string) {
 	return ws
 }
 
+// holdAddr is the hold device's address: the IPv4 dummy address of RFC 7600,
+// which nobody else uses.
+var holdAddr = netip.AddrFrom4([4]byte{192, 0, 0, 8})
+
 // HoldRoute sends packets with config.MarkHold into device, which the stream
 // process has just opened, and lets it send packets with anybody's source. The
 // route vanishes with the device; without it SYNs go their way unoptimised.
@@ -180,6 +184,10 @@ func HoldRoute(device string) error {
 		r := netlinkRoute(Route{Table: config.TableHold, Dst: dst, Device: device}, link.Attrs().Index, netip.Addr{})
 		errs = append(errs, netlink.RouteReplace(r))
 	}
+	// The reverse-path check, loose as it is, drops everything that comes in by
+	// a device without any address.
+	addr := &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(holdAddr, 32)), Scope: unix.RT_SCOPE_HOST}
+	errs = append(errs, netlink.AddrReplace(link, addr))
 	conf := "net/ipv4/conf/" + device + "/"
 	errs = append(errs, setSysctl(Sysctl{conf + "rp_filter", "2"}), setSysctl(Sysctl{conf + "forwarding", "1"}))
 	return errors.Join(errs...)

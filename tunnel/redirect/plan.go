@@ -13,14 +13,13 @@ import (
 const (
 	// guardMetric is behind every route anybody sets on purpose.
 	guardMetric = 4000000
-	// The order of the ip rules: packets of this host skip them all (and with
-	// them the reverse-path lookups that src_valid_mark would send astray), then
-	// transparent sockets and held SYNs, then the links.
-	priorityLocalHost = config.RulePriority
-	priorityLocal     = config.RulePriority + 1
-	priorityHold      = config.RulePriority + 2
-	priorityLinks     = config.RulePriority + 10
-	priorityEnd       = config.RulePriority + 99
+	// The order of the ip rules: first what skips them all, then transparent
+	// sockets and held SYNs, then the links.
+	priorityReverse = config.RulePriority
+	priorityLocal   = config.RulePriority + 1
+	priorityHold    = config.RulePriority + 2
+	priorityLinks   = config.RulePriority + 10
+	priorityEnd     = config.RulePriority + 99
 )
 
 var (
@@ -73,7 +72,11 @@ func Plan(cfg *config.Config, links Links, owners []Owner, streams bool) Desired
 // rules plans the ip rules, the tables of the links and that of transparent
 // sockets. The default route of the hold table is HoldRoute's.
 func (p *planner) rules() {
-	p.out.Rules = append(p.out.Rules, Rule{Kind: RuleGoto, Priority: priorityLocalHost, Iif: "lo", Goto: priorityEnd})
+	p.reverse("lo", 0, 0)
+	p.reverse(config.HoldDevice, config.MarkHold, config.MarkHold)
+	for _, l := range p.links {
+		p.reverse(l.Device, uint32(l.Number)<<config.MarkLink, config.MarkLinkMask)
+	}
 	for _, v6 := range []bool{false, true} {
 		if p.streams {
 			p.rule(priorityLocal, v6, config.MarkLocal, config.MarkLocal, config.TableLocal)
@@ -88,6 +91,14 @@ func (p *planner) rules() {
 		}
 	}
 	p.out.Rules = append(p.out.Rules, Rule{Kind: RuleNop, Priority: priorityEnd})
+}
+
+// reverse plans the exception for the reverse-path check of IPv4, which looks
+// up the way back as if it came in by the device a packet is about to leave by
+// ("lo" when it stays here), with the packet's own mark where src_valid_mark is
+// set: the mark, followed backwards, would call every marked packet a martian.
+func (p *planner) reverse(iif string, mark, mask uint32) {
+	p.out.Rules = append(p.out.Rules, Rule{Kind: RuleGoto, Priority: priorityReverse, Iif: iif, Mark: mark, Mask: mask, Goto: priorityEnd})
 }
 
 func (p *planner) rule(priority int, v6 bool, mark, mask uint32, table int) {
