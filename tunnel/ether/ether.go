@@ -117,8 +117,9 @@ type Config struct {
 	// called once, by Open; later changes come by Claim. Nil: none.
 	Static func() []StaticMAC
 	// OnAnnounce is called from Run's goroutine for what is announced on the
-	// LAN; at most once per 100 ms for a MAC that stays where it is. It must
-	// not block and may call Claim. Nil: nobody listens.
+	// LAN: at most once per 100 ms for a MAC that stays where it is, and for
+	// MACs that are no workload's BroadcastLimit a second. It must not block
+	// and may call Claim. Nil: nobody listens.
 	OnAnnounce func(Announcement)
 	// Log may be nil.
 	Log *slog.Logger

@@ -26,9 +26,11 @@ type Switch struct {
 	// sent limits frames to the peers; received[i] frames from Place i+1.
 	sent     limits
 	received []limits
-	lan      counts
-	link     counts
-	reported uint64
+	// strangers limits reports of MACs that are no workload's.
+	strangers limiter
+	lan       counts
+	link      counts
+	reported  uint64
 }
 
 // limits are the buckets of one direction.
@@ -66,7 +68,7 @@ func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workloa
 	l := limits{newLimiter(seg.BroadcastLimit), newLimiter(seg.BroadcastLimit)}
 	s := &Switch{
 		filter: newFilter(seg, own, static), table: newTable(peers), segment: seg.ID,
-		sent: l, received: make([]limits, peers),
+		sent: l, received: make([]limits, peers), strangers: l.arp,
 	}
 	for i := range s.received {
 		s.received[i] = l
@@ -160,13 +162,15 @@ func mayMove(now time.Duration, e *entry, in *info, at Place) Reason {
 // an address that could not be learnt is reported when it announces itself.
 func (s *Switch) report(now time.Duration, h *header, in *info, e *entry, moved bool, v *Verdict) {
 	kind := in.kind
-	switch {
-	case moved && kind == "":
+	if kind == "" && moved {
 		kind = KindData
+	}
+	switch {
 	case kind == "":
 		return
-	case e == nil:
-	case !moved && e.reports && now-e.announced < announceGap:
+	case e != nil && !moved && e.reports && now-e.announced < announceGap:
+		return
+	case (e == nil || !e.workload) && !s.strangers.allow(now):
 		return
 	}
 	if e != nil {

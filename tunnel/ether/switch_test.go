@@ -1,0 +1,79 @@
+package ether
+
+import (
+	"testing"
+	"time"
+
+	"stitch/tunnel/config"
+)
+
+// TestReportStorm announces many MACs at once: reports of strangers are
+// limited, that of a workload is not lost among them.
+func TestReportStorm(t *testing.T) {
+	s := NewSwitch(testBasic, 1, nil, []Workload{{MAC: macVM, IP: vmIP, At: 1}})
+	reports := 0
+	for i := range 2 * maxLearned {
+		if s.FromLAN(time.Second, rarp(config.MAC{2, 9, 4: byte(i >> 8), 5: byte(i)})).Announce.Kind != "" {
+			reports++
+		}
+	}
+	if reports != 100 {
+		t.Errorf("%d reports of strangers at once, want a fifth of 500", reports)
+	}
+	if v := s.FromLAN(time.Second, rarp(macVM)); v.Announce.Kind != KindRARP || v.Drop != LimitARP {
+		t.Errorf("the workload's announcement: %+v", v)
+	}
+	if got := s.table.places(Local); got != maxLearned/2+1 {
+		t.Errorf("%d MACs learnt", got)
+	}
+	// What could not be learnt still works: its frames pass, unknown to us.
+	if v := s.FromLAN(2*time.Second, data(broadcast, config.MAC{4})); v.Drop != Carried {
+		t.Errorf("a host beyond the quota: %v", v.Drop)
+	}
+}
+
+// TestMoveWithoutRoom moves an address to a place whose share is used up: it
+// is forgotten rather than left at the wrong place.
+func TestMoveWithoutRoom(t *testing.T) {
+	s := NewSwitch(testBasic, 1, nil, nil)
+	s.table.quota[1] = 1
+	s.FromPeer(0, 1, data(broadcast, macB))
+	s.FromLAN(0, data(broadcast, macA))
+	if v := s.FromPeer(0, 1, rarp(macA)); v.Drop != Carried || v.Froze {
+		t.Errorf("announcement: %+v", v)
+	}
+	if v := s.FromLAN(0, data(macA, testMAC("ac"))); v.Drop != UnknownUnicast {
+		t.Errorf("to the address that moved: %v", v.Drop)
+	}
+	if s.table.refused != 1 {
+		t.Errorf("refused %d", s.table.refused)
+	}
+}
+
+// TestFreezeByClaim counts claims as moves: the fifth freezes, and is obeyed.
+func TestFreezeByClaim(t *testing.T) {
+	s := NewSwitch(testBasic, 1, nil, nil)
+	for i := range 10 {
+		_, froze := s.Claim(time.Duration(i)*time.Second, macVM, Place(i%2))
+		if want := i == maxMoves; froze != want { // the first claim is no move
+			t.Errorf("claim %d froze %v", i, froze)
+		}
+		if e := s.table.get(0, macVM); e.place != Place(i%2) {
+			t.Errorf("claim %d not obeyed", i)
+		}
+	}
+}
+
+// TestClaimOfLearnt makes a workload of an address that was learnt: it no
+// longer ages.
+func TestClaimOfLearnt(t *testing.T) {
+	s := NewSwitch(testBasic, 1, nil, nil)
+	s.FromLAN(0, data(broadcast, macVM))
+	if relearn, _ := s.Claim(time.Second, macVM, Local); relearn {
+		t.Error("relearn for a workload that is here")
+	}
+	s.Tick(2 * ageing)
+	if v := s.FromPeer(2*ageing, 1, data(broadcast, macVM)); v.Drop != Owned {
+		t.Errorf("data frame from a peer after ageing: %v", v.Drop)
+	}
+}
