@@ -1,0 +1,52 @@
+# Everything is made in build/. `make` alone lists the targets.
+SHELL := /bin/bash
+# sudo's own PATH has no Go.
+export PATH := $(PATH):/usr/local/go/bin
+FUZZTIME ?= 30s
+BENCH ?= .
+SOURCES = cmd tunnel compress dedupe scripts
+# Packages whose goroutines share state, for the race detector.
+RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control dns ether redirect stream/... wan wg/...)
+# Packages that can rewrite their golden files.
+GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
+
+.PHONY: help build test setup-test setup-demo check race demo fuzz bench golden clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
+
+build: ## make build/stitch, one static program
+	CGO_ENABLED=0 go build -trimpath -o build/stitch ./cmd/stitch
+
+test: setup-test check build ## set up, check, run all tests and the race detector (sudo: end to end too)
+	@[ "$$(id -u)" = 0 ] || echo 'not root: the end-to-end tests are skipped, `sudo make test` runs them'
+	go test -count=1 -shuffle=on -p 1 -timeout 20m ./...
+	@$(MAKE) --no-print-directory race
+
+setup-test setup-demo: setup-%: ## install what the tests or the demo need
+	scripts/setup $*
+
+check: ## gofmt and vet
+	@bad=$$(gofmt -l $(SOURCES)); [ -z "$$bad" ] || { echo "gofmt -w these:" $$bad; exit 1; }
+	go vet ./...
+
+race: ## run the race detector where goroutines share state
+	@command -v gcc >/dev/null || { echo 'no gcc: the race detector is skipped, `apt install gcc libc6-dev` brings it'; exit 0; }; \
+	set -x; CGO_ENABLED=1 go test -race -short -count=1 -timeout 20m $(RACE)
+
+demo: setup-demo build ## show the mission: move a live virtual machine there and back (sudo)
+	go build -trimpath -o build/stitch-demo ./scripts/demo
+	build/stitch-demo
+
+fuzz: ## run every fuzz target for FUZZTIME (30s) each
+	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		echo "$$p $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$p || exit 1; done; done
+
+bench: ## run the benchmarks matching BENCH six times, for benchstat
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count 6 ./...
+
+golden: ## rewrite the golden files: then read `git diff`
+	go test $(GOLDEN) -update && git status --short $(GOLDEN)
+
+clean: ## remove build/
+	rm -rf build
