@@ -24,6 +24,8 @@ const (
 	// maxInbound all incoming connections of a peer, whether they carry a
 	// stream yet or not. More are closed at once.
 	maxHandshakes = 32
+	// maxDials bounds the handshakes this side begins at a time; others wait.
+	maxDials = maxHandshakes / 2
 	maxInbound    = maxStreams + 64
 	// backoffMin and backoffMax bound the pause between two attempts to
 	// reach a peer; it doubles.
@@ -41,8 +43,9 @@ type peer struct {
 	link Link
 	odd  uint64 // 1 on the side with the greater name: ids never meet
 	log  *slog.Logger
-	wake chan struct{}
-	sem  chan struct{}
+	wake chan struct{} // maintain: look
+	sem  chan struct{} // incoming handshakes
+	out  chan struct{} // outgoing ones
 
 	mu       sync.Mutex
 	epochs   epochs
@@ -62,7 +65,7 @@ type peer struct {
 func newPeer(p *Proxy, l Link) *peer {
 	q := &peer{
 		p: p, link: l, log: p.log.With("peer", l.Peer),
-		wake: make(chan struct{}, 1), sem: make(chan struct{}, maxHandshakes),
+		wake: make(chan struct{}, 1), sem: make(chan struct{}, maxHandshakes), out: make(chan struct{}, maxDials),
 		history: dedupe.NewHistory(p.cfg.Cfg.History.Size),
 		conns:   make(map[*peerConn]struct{}), relays: make(map[*relay]struct{}),
 	}
@@ -149,6 +152,12 @@ func (q *peer) forget(pc *peerConn) {
 func (q *peer) dial(ctx context.Context) (*peerConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
+	select {
+	case q.out <- struct{}{}:
+		defer func() { <-q.out }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	c, err := q.p.cfg.Net.DialPeer(ctx, q.link, config.StreamPort)
 	if err != nil {
 		return nil, err
@@ -258,11 +267,8 @@ func (q *peer) take(ctx context.Context) (*peerConn, error) {
 			if !alive {
 				return nil, cmpErr(err, errNoPeer)
 			}
-			pc, err := q.dial(ctx)
-			if err != nil {
-				q.setState(err)
-			}
-			return pc, err
+			signal(q.wake) // maintain finds out whether the peer is still there
+			return q.dial(ctx)
 		}
 		pc := q.ready[n-1]
 		q.ready = q.ready[:n-1]

@@ -3,6 +3,7 @@ package stream
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync/atomic"
 	"syscall"
@@ -19,7 +20,6 @@ type tcpConn struct {
 	*net.TCPConn
 	raw     syscall.RawConn
 	sentFIN atomic.Bool
-	gotFIN  atomic.Bool
 }
 
 func newTCP(c *net.TCPConn) (*tcpConn, error) {
@@ -46,7 +46,6 @@ func (c *tcpConn) Read(b []byte) (int, error) {
 			return n, fmt.Errorf("read: %w", unix.ECONNRESET)
 		}
 	}
-	c.gotFIN.Store(true)
 	return n, io.EOF
 }
 
@@ -91,8 +90,7 @@ func (c *tcpConn) Unacked() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	over := c.sentFIN.Load() && c.gotFIN.Load() && n == 0
-	if info.State == tcpClosed && !over {
+	if info.State == tcpClosed && (n > 0 || !c.sentFIN.Load()) { // else both FINs are through
 		return 0, fmt.Errorf("write: %w", unix.ECONNRESET)
 	}
 	return n, nil
@@ -101,7 +99,7 @@ func (c *tcpConn) Unacked() (int, error) {
 // RTT implements Conn.
 func (c *tcpConn) RTT() time.Duration {
 	info, err := c.info()
-	if err != nil {
+	if err != nil || info.Min_rtt == math.MaxUint32 {
 		return 0
 	}
 	return time.Duration(info.Min_rtt) * time.Microsecond

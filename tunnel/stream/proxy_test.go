@@ -1,0 +1,476 @@
+package stream_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/stream"
+	"stitch/tunnel/stream/streamtest"
+)
+
+var (
+	client   = netip.MustParseAddr("10.1.0.10")
+	server   = netip.MustParseAddr("10.2.0.10")
+	workload = netip.MustParseAddr("10.2.0.50")
+	edge1    = netip.MustParseAddr("10.1.0.1")
+	edge2    = netip.MustParseAddr("10.2.0.1")
+	link1    = netip.MustParseAddr("169.254.1.1")
+	link2    = netip.MustParseAddr("169.254.1.2")
+)
+
+// world is two sites, dc1 with the clients and dc2 with the servers.
+type world struct {
+	t       *testing.T
+	fabric  *streamtest.Fabric
+	a, b    *site
+	nextSrc uint16
+}
+
+// site is one site's process.
+type site struct {
+	w     *world
+	cfg   *config.Config
+	link  stream.Link
+	own   netip.Addr
+	net   *streamtest.Net
+	proxy *stream.Proxy
+	stop  context.CancelFunc
+	done  chan struct{}
+}
+
+func newWorld(t *testing.T, delay time.Duration) *world {
+	w := &world{t: t, fabric: streamtest.New(), nextSrc: 30000}
+	w.fabric.Delay = delay
+	token := [32]byte{1, 2, 3}
+	w.a = &site{w: w, own: edge1, cfg: siteConfig("dc1", "dc2"),
+		link: stream.Link{Peer: "dc2", Number: 1, Device: "st-dc2", Local: link1, Remote: link2, Token: token}}
+	w.b = &site{w: w, own: edge2, cfg: siteConfig("dc2", "dc1"),
+		link: stream.Link{Peer: "dc1", Number: 1, Device: "st-dc1", Local: link2, Remote: link1, Token: token}}
+	return w
+}
+
+func siteConfig(own, peer string) *config.Config {
+	prefix := map[string]netip.Prefix{
+		"dc1": netip.MustParsePrefix("10.1.0.0/24"), "dc2": netip.MustParsePrefix("10.2.0.0/24"),
+	}
+	ports := func(a, b uint16) []config.PortRange { return []config.PortRange{{First: a, Last: b}} }
+	return &config.Config{
+		Site:    own,
+		Subnets: []netip.Prefix{prefix[own]},
+		Peers:   []config.Peer{{Name: peer, Subnets: []netip.Prefix{prefix[peer]}}},
+		Streams: []config.StreamRule{
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(4000, 4999), Handshake: config.Faithful},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(5000, 5999), Handshake: config.Early},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(7000, 7000), Handshake: config.Faithful},
+		},
+		Dials:     []config.DialRule{{Peer: peer, To: []netip.Prefix{prefix[own]}, Ports: ports(4000, 5999)}},
+		History:   config.History{Size: 8 << 20},
+		Workloads: []config.Workload{{Name: "app", IP: workload, Site: "dc2"}},
+	}
+}
+
+// start runs a new process at the site.
+func (s *site) start() {
+	s.net = s.w.fabric.Site(s.own)
+	p, err := stream.New(stream.Config{Site: s.cfg.Site, Cfg: s.cfg, Links: []stream.Link{s.link}, Net: s.net})
+	if err != nil {
+		s.w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.proxy, s.stop, s.done = p, cancel, make(chan struct{})
+	go func() {
+		defer close(s.done)
+		p.Run(ctx)
+	}()
+}
+
+// kill is kill -9.
+func (s *site) kill() {
+	s.net.Kill()
+	s.stop()
+	<-s.done
+}
+
+// run starts both sites, waits until they know each other, and stops them.
+func (w *world) run(f func()) {
+	w.a.start()
+	w.b.start()
+	defer func() {
+		w.a.stop()
+		w.b.stop()
+		<-w.a.done
+		<-w.b.done
+	}()
+	time.Sleep(2 * time.Second)
+	synctest.Wait()
+	f()
+}
+
+func (w *world) connect(dst netip.AddrPort) (*streamtest.Conn, streamtest.How, error) {
+	w.nextSrc++
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return w.a.net.Connect(ctx, netip.AddrPortFrom(client, w.nextSrc), dst)
+}
+
+// split opens a stream to a server at port and returns both ends.
+func (w *world) split(port uint16) (c, s stream.Conn) {
+	w.t.Helper()
+	dst := netip.AddrPortFrom(server, port)
+	l := w.fabric.Serve(dst)
+	defer l.Close()
+	c1, how, err := w.connect(dst)
+	if err != nil || how != streamtest.Split {
+		w.t.Fatalf("connect: %v, %v", how, err)
+	}
+	s1, err := l.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c1, s1
+}
+
+func bubble(t *testing.T, delay time.Duration, f func(w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, delay)
+		w.run(func() { f(w) })
+	})
+}
+
+// data is n bytes, half of them seen before.
+func data(seed uint64, n int) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := range b[:n/2] {
+		b[i] = byte(r.Uint32())
+	}
+	copy(b[n/2:], b)
+	return b
+}
+
+// exchange sends a to s and b to c at the same time, each with a FIN, and
+// checks what arrives.
+func exchange(t *testing.T, c, s stream.Conn, a, b []byte) {
+	t.Helper()
+	var wg sync.WaitGroup
+	end := func(name string, conn stream.Conn, out, want []byte) {
+		wg.Go(func() {
+			if _, err := conn.Write(out); err != nil {
+				t.Errorf("%s: write: %v", name, err)
+			}
+			if err := conn.CloseWrite(); err != nil {
+				t.Errorf("%s: close write: %v", name, err)
+			}
+		})
+		wg.Go(func() {
+			got, err := io.ReadAll(conn)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: got %d bytes (%v), want %d", name, len(got), err, len(want))
+			}
+		})
+	}
+	end("client", c, a, b)
+	end("server", s, b, a)
+	wg.Wait()
+}
+
+func TestExchange(t *testing.T) {
+	for _, port := range []uint16{4000, 5000} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			c, s := w.split(port)
+			if c.LocalAddr().String() != s.RemoteAddr().String() || c.RemoteAddr().String() != s.LocalAddr().String() {
+				t.Errorf("client %v -> %v, server %v <- %v", c.LocalAddr(), c.RemoteAddr(), s.LocalAddr(), s.RemoteAddr())
+			}
+			exchange(t, c, s, data(1, 3<<20), data(2, 5<<20))
+			c.Finish()
+			s.Finish()
+			time.Sleep(time.Second)
+			for name, site := range map[string]*site{"dc1": w.a, "dc2": w.b} {
+				st := site.proxy.Stats()
+				if st.Open != 0 || st.Peers[0].Total != 1 || st.Peers[0].Reset != 0 || st.Peers[0].BytesIn+st.Peers[0].BytesOut != 8<<20 {
+					t.Errorf("%s: %+v", name, st)
+				}
+			}
+		})
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	for _, clientFirst := range []bool{true, false} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			first, second := w.split(4001)
+			if !clientFirst {
+				first, second = second, first
+			}
+			first.Write([]byte("question"))
+			first.CloseWrite()
+			if got, err := io.ReadAll(second); err != nil || string(got) != "question" {
+				t.Fatalf("got %q, %v", got, err)
+			}
+			time.Sleep(10 * time.Minute) // half-closed for long
+			answer := data(3, 1<<20)
+			go func() {
+				second.Write(answer)
+				second.CloseWrite()
+			}()
+			if got, err := io.ReadAll(first); err != nil || !bytes.Equal(got, answer) {
+				t.Fatalf("got %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// TestOneByte holds the latency of a small message: the links' delay.
+func TestOneByte(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		c, s := w.split(4002)
+		for range 3 {
+			begin := time.Now()
+			c.Write([]byte{1})
+			if _, err := s.Read(make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(begin); took != 20*time.Millisecond {
+				t.Errorf("one byte took %v", took)
+			}
+		}
+	})
+}
+
+func TestRefused(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		gone, filtered, silent := netip.MustParseAddr("10.2.0.11"), netip.MustParseAddr("10.2.0.12"), netip.MustParseAddr("10.2.0.13")
+		w.fabric.Fail(gone, syscall.EHOSTUNREACH)
+		w.fabric.Fail(filtered, syscall.EACCES)
+		w.fabric.Fail(silent, syscall.ETIMEDOUT)
+		for _, c := range []struct {
+			to   netip.Addr
+			want error
+		}{{server, syscall.ECONNREFUSED}, {gone, syscall.EHOSTUNREACH}, {filtered, syscall.EHOSTUNREACH}, {silent, context.DeadlineExceeded}} {
+			_, _, err := w.connect(netip.AddrPortFrom(c.to, 4100))
+			if !errors.Is(err, c.want) {
+				t.Errorf("%v: %v, want %v", c.to, err, c.want)
+			}
+		}
+	})
+}
+
+// TestFaithful holds what faithful means: the client is connected after the
+// server has answered, one round trip later.
+func TestFaithful(t *testing.T) {
+	bubble(t, 50*time.Millisecond, func(w *world) {
+		begin := time.Now()
+		w.split(4003)
+		if took := time.Since(begin); took != 100*time.Millisecond {
+			t.Errorf("connect took %v, want one round trip", took)
+		}
+	})
+}
+
+func TestPassed(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		check := func(name string, addr netip.Addr, port uint16) {
+			t.Helper()
+			w.fabric.Serve(netip.AddrPortFrom(addr, port))
+			_, how, err := w.connect(netip.AddrPortFrom(addr, port))
+			if err != nil || how != streamtest.Direct {
+				t.Errorf("%s: %v, %v; want it carried as packets", name, how, err)
+			}
+		}
+		check("a workload", workload, 4000)
+		check("no rule", server, 80)
+		check("no dial rule there", server, 7000)
+		check("the far edge itself", edge2, 4000)
+		w.b.kill()
+		time.Sleep(time.Second)
+		check("faithful, far process dead", server, 4010)
+		check("early, far process dead", server, 5010)
+		if s := w.a.proxy.Stats().Peers[0]; s.Alive || s.LastError == "" || s.Passed != 6 {
+			t.Errorf("stats: %+v", s)
+		}
+		w.b.start()
+		time.Sleep(5 * time.Second)
+		w.split(4011)
+		w.a.kill()
+		check("near process dead", server, 4012)
+		w.a.start()
+	})
+}
+
+// TestKill holds rule 1 of the faults: the death of either process in the
+// middle of a transfer is a reset at both hosts, never an end of stream.
+func TestKill(t *testing.T) {
+	for _, near := range []bool{true, false} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			c, s := w.split(4004)
+			ends := make(chan error, 2)
+			for _, conn := range []stream.Conn{c, s} {
+				go func() {
+					block := data(4, 100000)
+					for _, err := conn.Write(block); err == nil; _, err = conn.Write(block) {
+						time.Sleep(10 * time.Millisecond)
+					}
+				}()
+				go func() {
+					_, err := io.Copy(io.Discard, conn)
+					ends <- err
+				}()
+			}
+			time.Sleep(3 * time.Second)
+			victim := w.b
+			if near {
+				victim = w.a
+			}
+			victim.kill()
+			for range 2 {
+				if err := <-ends; !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("near %v: transfer ended with %v, want a reset", near, err)
+				}
+			}
+			victim.start()
+			time.Sleep(5 * time.Second)
+			c, s = w.split(4005)
+			exchange(t, c, s, data(5, 1<<20), data(6, 1<<20))
+		})
+	}
+}
+
+// TestKillAfterFIN: one direction has ended cleanly, the other not.
+func TestKillAfterFIN(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		c, s := w.split(4006)
+		s.Write([]byte("all of it"))
+		s.CloseWrite()
+		if got, err := io.ReadAll(c); string(got) != "all of it" || err != nil {
+			t.Fatal(string(got), err)
+		}
+		c.Write([]byte("never"))
+		w.a.kill()
+		if _, err := c.Write([]byte("more")); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("client's write: %v", err)
+		}
+		time.Sleep(time.Second)
+		if got, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("server read %q, %v", got, err)
+		}
+		w.a.start()
+	})
+}
+
+// TestReset: a host's reset is a reset for the other one, after what came
+// before it.
+func TestReset(t *testing.T) {
+	for _, fromClient := range []bool{true, false} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			c, s := w.split(4007)
+			if !fromClient {
+				c, s = s, c
+			}
+			time.Sleep(time.Second)
+			c.Close()
+			if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read: %v", err)
+			}
+			time.Sleep(5 * time.Second)
+			for _, site := range []*site{w.a, w.b} {
+				if st := site.proxy.Stats(); st.Open != 0 || st.Peers[0].Reset != 1 {
+					t.Errorf("%+v", st)
+				}
+			}
+		})
+	}
+}
+
+// TestSlowReader: a host that does not read stops the other one after a
+// bounded amount, also when both wait for each other, and loses nothing.
+func TestSlowReader(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		c, s := w.split(4008)
+		want := data(7, 16<<20)
+		var sent int
+		var mu sync.Mutex
+		go func() {
+			for i := 0; i < len(want); i += 1 << 16 {
+				c.Write(want[i : i+1<<16])
+				mu.Lock()
+				sent += 1 << 16
+				mu.Unlock()
+			}
+			c.CloseWrite()
+		}()
+		time.Sleep(15 * time.Minute)
+		mu.Lock()
+		if most := 2<<20 + 512<<10; sent > most { // two hosts' buffers, and the window
+			t.Errorf("%d bytes taken from the client, want at most %d", sent, most)
+		}
+		mu.Unlock()
+		s.Write([]byte("the other way is free"))
+		if _, err := io.ReadFull(c, make([]byte, 21)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+	})
+}
+
+// TestMany opens more streams at once than there are warm connections.
+func TestMany(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		dst := netip.AddrPortFrom(server, 4009)
+		l := w.fabric.Serve(dst)
+		go func() {
+			for s, err := l.Accept(); err == nil; s, err = l.Accept() {
+				go func() {
+					io.Copy(s, s)
+					s.CloseWrite()
+				}()
+			}
+		}()
+		var wg sync.WaitGroup
+		for i := range 50 {
+			src := netip.AddrPortFrom(client, uint16(20000+i))
+			wg.Go(func() {
+				c, how, err := w.a.net.Connect(context.Background(), src, dst)
+				if err != nil || how != streamtest.Split {
+					t.Errorf("connect: %v %v", how, err)
+					return
+				}
+				want := data(uint64(i), 50000)
+				c.Write(want)
+				c.CloseWrite()
+				if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			})
+		}
+		wg.Wait()
+		l.Close()
+	})
+}
+
+func TestWrongToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Millisecond)
+		w.b.link.Token[0]++
+		w.run(func() {
+			w.fabric.Serve(netip.AddrPortFrom(server, 4000))
+			if _, how, err := w.connect(netip.AddrPortFrom(server, 4000)); err != nil || how != streamtest.Direct {
+				t.Errorf("%v, %v", how, err)
+			}
+			if s := w.a.proxy.Stats().Peers[0]; s.Alive || s.LastError == "" {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+}

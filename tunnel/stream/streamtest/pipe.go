@@ -1,0 +1,283 @@
+package streamtest
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"stitch/tunnel/stream"
+)
+
+// received is how many bytes a host's kernel takes (and acknowledges) before
+// its application reads.
+const received = 64 << 10
+
+// segment is bytes on their way.
+type segment struct {
+	data []byte
+	at   time.Time // when they arrive
+}
+
+// half is one direction of a connection; the pair's mutex guards it.
+type half struct {
+	segments []segment
+	size     int // bytes written and not read
+	fin      bool
+	finAt    time.Time
+	deadline [2]time.Time // of reading and of writing
+}
+
+// pair is a connection in memory.
+type pair struct {
+	mu     sync.Mutex
+	cond   *sync.Cond
+	room   int
+	delay  time.Duration
+	halves [2]half
+	rst    bool
+}
+
+// Conn is one end of a connection in memory. It implements stream.Conn.
+type Conn struct {
+	p             *pair
+	side          int // reads halves[side], writes halves[1-side]
+	local, remote netip.AddrPort
+	closed        bool // guarded by p.mu
+}
+
+var _ stream.Conn = (*Conn)(nil)
+
+// Pipe returns the two ends of a connection between a and b: what is written
+// arrives delay later, and at most room bytes are on the way.
+func Pipe(a, b netip.AddrPort, room int, delay time.Duration) (*Conn, *Conn) {
+	p := &pair{room: room, delay: delay}
+	p.cond = sync.NewCond(&p.mu)
+	return &Conn{p: p, side: 0, local: a, remote: b}, &Conn{p: p, side: 1, local: b, remote: a}
+}
+
+func (c *Conn) in() *half  { return &c.p.halves[c.side] }
+func (c *Conn) out() *half { return &c.p.halves[1-c.side] }
+
+// failed returns the error every call gives now; mu is held.
+func (c *Conn) failed(op string) error {
+	switch {
+	case c.closed:
+		return net.ErrClosed
+	case c.p.rst:
+		return fmt.Errorf("%s: %w", op, syscall.ECONNRESET)
+	}
+	return nil
+}
+
+// wait sleeps until something changes or t comes; mu is held.
+func (c *Conn) wait(t time.Time) {
+	if !t.IsZero() {
+		timer := time.AfterFunc(time.Until(t), func() {
+			c.p.mu.Lock()
+			defer c.p.mu.Unlock()
+			c.p.cond.Broadcast()
+		})
+		defer timer.Stop()
+	}
+	c.p.cond.Wait()
+}
+
+func past(t time.Time) bool { return !t.IsZero() && !time.Now().Before(t) }
+
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// readable waits until a Read has something to say; mu is held.
+func (c *Conn) readable() error {
+	h := c.in()
+	for {
+		if err := c.failed("read"); err != nil {
+			return err
+		}
+		if past(h.deadline[0]) {
+			return os.ErrDeadlineExceeded
+		}
+		var next time.Time
+		switch {
+		case len(h.segments) > 0:
+			next = h.segments[0].at
+		case h.fin:
+			next = h.finAt
+		}
+		if past(next) {
+			return nil
+		}
+		c.wait(earlier(next, h.deadline[0]))
+	}
+}
+
+// Wait implements stream.Conn.
+func (c *Conn) Wait() error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	return c.readable()
+}
+
+// Read implements net.Conn.
+func (c *Conn) Read(b []byte) (int, error) {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	if err := c.readable(); err != nil {
+		return 0, err
+	}
+	h := c.in()
+	n := 0
+	for n < len(b) && len(h.segments) > 0 && past(h.segments[0].at) {
+		s := &h.segments[0]
+		m := copy(b[n:], s.data)
+		n += m
+		if s.data = s.data[m:]; len(s.data) == 0 {
+			h.segments = h.segments[1:]
+		}
+	}
+	h.size -= n
+	c.p.cond.Broadcast()
+	if n == 0 && len(b) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(b []byte) (int, error) {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	h, done := c.out(), 0
+	for done < len(b) {
+		if err := c.failed("write"); err != nil {
+			return done, err
+		}
+		if h.fin {
+			return done, syscall.EPIPE
+		}
+		if past(h.deadline[1]) {
+			return done, os.ErrDeadlineExceeded
+		}
+		n := min(len(b)-done, c.p.room-h.size)
+		if n <= 0 {
+			c.wait(h.deadline[1])
+			continue
+		}
+		data := append([]byte(nil), b[done:done+n]...)
+		h.segments = append(h.segments, segment{data, time.Now().Add(c.p.delay)})
+		h.size += n
+		done += n
+		c.p.cond.Broadcast()
+	}
+	return done, nil
+}
+
+// CloseWrite implements stream.Conn.
+func (c *Conn) CloseWrite() error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	if err := c.failed("shutdown"); err != nil {
+		return err
+	}
+	c.shut()
+	return nil
+}
+
+// shut sends the FIN; mu is held.
+func (c *Conn) shut() {
+	if h := c.out(); !h.fin {
+		h.fin, h.finAt = true, time.Now().Add(c.p.delay)
+		c.p.cond.Broadcast()
+	}
+}
+
+// Close implements stream.Conn: it resets.
+func (c *Conn) Close() error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	c.closed = true
+	if in, out := c.in(), c.out(); !in.fin || !out.fin || in.size > 0 || out.size > 0 {
+		c.p.rst = true
+	}
+	c.p.cond.Broadcast()
+	return nil
+}
+
+// Finish implements stream.Conn. Like a kernel, it resets if something was
+// not read.
+func (c *Conn) Finish() error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
+	if c.in().size > 0 {
+		c.p.rst = true
+	}
+	c.shut()
+	c.closed = true
+	c.p.cond.Broadcast()
+	return nil
+}
+
+// Unacked implements stream.Conn.
+func (c *Conn) Unacked() (int, error) {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	if err := c.failed("write"); err != nil {
+		return 0, err
+	}
+	n := max(0, c.out().size-received)
+	if n > 0 && c.out().fin {
+		n++
+	}
+	return n, nil
+}
+
+// RTT implements stream.Conn.
+func (c *Conn) RTT() time.Duration { return 2 * c.p.delay }
+
+// Congestion implements stream.Conn.
+func (c *Conn) Congestion() string { return "memory" }
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.local) }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.in().deadline[0] = t
+	c.p.cond.Broadcast()
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.out().deadline[1] = t
+	c.p.cond.Broadcast()
+	return nil
+}
