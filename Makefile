@@ -4,6 +4,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/local/go/bin
 FUZZTIME ?= 30s
 BENCH ?= .
+RELEASE ?= $(shell git describe --always --dirty 2>/dev/null)
 SOURCES = cmd tunnel compress dedupe scripts
 # Packages whose goroutines share state, for the race detector.
 RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control dns ether redirect stream/... wan wg/...)
@@ -16,7 +17,7 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 build: ## make build/stitch, one static program
-	CGO_ENABLED=0 go build -trimpath -o build/stitch ./cmd/stitch
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-X main.release=$(RELEASE)" -o build/stitch ./cmd/stitch
 
 test: setup-test check build ## set up, check, run all tests and the race detector (sudo: end to end too)
 	@[ "$$(id -u)" = 0 ] || echo 'not root: the end-to-end tests are skipped, `sudo make test` runs them'
@@ -35,7 +36,7 @@ race: ## run the race detector where goroutines share state
 	set -x; CGO_ENABLED=1 go test -race -short -count=1 -timeout 20m $(RACE)
 
 demo: setup-demo build ## show the mission: move a live virtual machine there and back (sudo)
-	go build -trimpath -o build/stitch-demo ./scripts/demo
+	go build -trimpath -buildvcs=false -o build/stitch-demo ./scripts/demo
 	build/stitch-demo
 
 fuzz: ## run every fuzz target for FUZZTIME (30s) each

@@ -23,8 +23,15 @@ func versionCommand() *cli.Command {
 	}
 }
 
-// version names the source this program was built from, as the Go tool noted it.
+// release is set by the Makefile through the linker, and by nobody else.
+var release string
+
+// version names the source this program was built from, as the Makefile or
+// the Go tool noted it.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return "unknown"

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"stitch/tunnel/config"
+)
+
+// blocks returns the fenced blocks of the README in one language.
+func blocks(t *testing.T, language string) []string {
+	t.Helper()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		out = append(out, m[1])
+	}
+	return out
+}
+
+// TestReadmeConfigs loads the quick start's files as printed and holds the two
+// sites' views against each other.
+func TestReadmeConfigs(t *testing.T) {
+	dir := t.TempDir()
+	sites := map[string]*config.Config{}
+	for _, text := range blocks(t, "toml") {
+		name, ok := strings.CutPrefix(strings.SplitN(text, "\n", 2)[0], "# /etc/stitch/")
+		if !ok {
+			t.Fatalf("no file name in the first line of %q", text)
+		}
+		file := filepath.Join(dir, name)
+		if code, _, stderr := stitch("keygen", strings.TrimSuffix(file, ".toml")+".key"); code != 0 {
+			t.Fatal(stderr)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.LoadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sites[cfg.Site] = cfg
+	}
+	a, b := sites["dc1"], sites["dc2"]
+	if a == nil || b == nil || len(sites) != 2 {
+		t.Fatalf("sites %v", sites)
+	}
+	for _, p := range []struct{ a, b *config.Config }{{a, b}, {b, a}} {
+		peer := p.a.Peers[0]
+		if peer.Name != p.b.Site || !reflect.DeepEqual(peer.Subnets, p.b.Subnets) {
+			t.Errorf("%s says of its peer %+v", p.a.Site, peer)
+		}
+		for _, s := range p.a.Streams {
+			if !reflect.DeepEqual(s.To, p.b.Dials[0].To) || !reflect.DeepEqual(s.Ports, p.b.Dials[0].Ports) {
+				t.Errorf("%s dials not what %s sends: %+v", p.b.Site, p.a.Site, s)
+			}
+		}
+	}
+	if !reflect.DeepEqual(a.Workloads, b.Workloads) || !reflect.DeepEqual(a.Services, b.Services) || a.Segments[0].GatewayMAC != b.Segments[0].GatewayMAC {
+		t.Error("the sites differ in what must be the same")
+	}
+}
+
+// TestReadmeCommands holds every stitch command line in the README to the
+// program's commands and flags.
+func TestReadmeCommands(t *testing.T) {
+	seen := 0
+	for _, block := range blocks(t, "sh") {
+		for _, m := range regexp.MustCompile(`(?m)^sudo (?:build/)?stitch ([^#\n]*)`).FindAllStringSubmatch(block, -1) {
+			seen++
+			words := strings.Fields(m[1])
+			depth := 1
+			if words[0] == "lab" {
+				depth = 2
+			}
+			code, help, stderr := stitch(append(words[:depth:depth], "--help")...)
+			if code != 0 || !strings.HasPrefix(help, "NAME:\n   stitch "+strings.Join(words[:depth], " ")+" - ") {
+				t.Errorf("stitch %s: %s%s", m[1], help, stderr)
+			}
+			for _, w := range words[depth:] {
+				if w == "--" {
+					break
+				}
+				if strings.HasPrefix(w, "--") && !strings.Contains(help, w) {
+					t.Errorf("stitch %s has no flag %s", words[0], w)
+				}
+			}
+		}
+	}
+	if seen < 5 {
+		t.Errorf("only %d commands found", seen)
+	}
+}
