@@ -40,15 +40,22 @@ func commonSuffix(a, b []byte) int {
 }
 
 // resync finds, within span bytes, where a and b agree again at the same
-// offset for at least two words; n if they do not.
-func resync(a, b []byte, span int) (skip int, ok bool) {
-	n := min(len(a), len(b), span+16)
-	for i := 0; i+16 <= n; i += 8 {
-		if load64(a, i) == load64(b, i) && load64(a, i+8) == load64(b, i+8) {
-			return i - commonSuffix(a[:i], b[:i]), true
+// offset: for minResync bytes, or two words up to the end of either. Less would
+// take the zeros and constants that any two pages of memory have in common.
+func resync(a, b []byte, span int) (skip, n int) {
+	end := min(len(a), len(b))
+	for i := 0; i < span && i+16 <= end; i += 8 {
+		if load64(a, i) != load64(b, i) {
+			continue
 		}
+		n = commonPrefix(a[i:], b[i:])
+		if n >= minResync || n >= 16 && i+n == end {
+			back := commonSuffix(a[:i], b[:i])
+			return i - back, n + back
+		}
+		i += n &^ 7
 	}
-	return 0, false
+	return 0, 0
 }
 
 // zeroPrefix is how many leading bytes of b are zero.

@@ -14,6 +14,9 @@ var (
 	ErrStale = errors.New("dedupe: history was emptied; reset the connection")
 	// ErrGone is returned when bytes asked for are no longer (or not yet) held.
 	ErrGone = errors.New("dedupe: bytes not held")
+	// ErrAhead is returned for a block whose sender has seen more of our bytes
+	// than we ever sent: the two histories are not a pair.
+	ErrAhead = errors.New("dedupe: peer is ahead of our history; exchange hellos anew")
 	// ErrAck is returned for an acknowledgement of blocks never sent.
 	ErrAck = errors.New("dedupe: acknowledgement of a block not sent")
 )

@@ -25,6 +25,13 @@ type index struct {
 }
 
 func newIndex(size int64) *index {
+	x := newIndexLayout(size)
+	x.slots = newSlots(x, int(2*size/slotEvery))
+	return x
+}
+
+// newIndexLayout divides a slot's bits; it has no slots yet.
+func newIndexLayout(size int64) *index {
 	offBits := uint(bits.Len64(uint64(size - 1)))
 	unit := uint(0)
 	if offBits > 31-wantTag {
@@ -32,7 +39,6 @@ func newIndex(size int64) *index {
 	}
 	x := &index{unit: unit, posBits: offBits - unit, ringSize: uint64(size)}
 	x.tagMask = 1<<(31-x.posBits) - 1
-	x.slots = newSlots(x, int(2*size/slotEvery))
 	return x
 }
 

@@ -12,6 +12,7 @@ const (
 	minMatch  = 32  // least for a match found by an anchor
 	minZeros  = 32  // least for a run of zeros
 	resyncGap = 256 // how long an edit in place may be
+	minResync = 64  // least match behind it
 	minScan   = 4 << 10
 	maxScan   = 32 << 10
 )
@@ -130,11 +131,7 @@ func (m *matcher) follow() bool {
 	rest := m.src[m.at:]
 	skip, n := 0, commonPrefix(rest, seg[i:])
 	if n < MinToken {
-		var ok bool
-		n = 0
-		if skip, ok = resync(rest, seg[i:], resyncGap); ok {
-			n = commonPrefix(rest[skip:], seg[i+skip:])
-		}
+		skip, n = resync(rest, seg[i:], resyncGap)
 	}
 	back := 0
 	if skip == 0 && n > 0 {

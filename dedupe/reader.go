@@ -64,14 +64,18 @@ func (r *ring) held(pos uint64, w word) int {
 	return w.filled()
 }
 
-// Put stores a block that was decoded from b (Spans, TxHead and Tokens are
-// used) and makes it a source. Blocks of one connection come in order. src is
-// borrowed and as long as the spans.
+// Put stores a block that was decoded from b (all but Seq is used) and makes
+// it a source. Blocks of one connection come in order. src is borrowed and as
+// long as the spans; b is Valid. ErrStale after the History was emptied,
+// ErrAhead if the peer has another history in mind than ours.
 func (r *Reader) Put(src []byte, b *Block) error {
 	r.h.life.RLock()
 	defer r.h.life.RUnlock()
 	if r.gen != r.h.gen {
 		return ErrStale
+	}
+	if b.RxHead > r.h.tx.head.Load() {
+		return ErrAhead
 	}
 	rx := r.h.rx
 	rx.raise(b.TxHead)

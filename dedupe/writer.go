@@ -97,8 +97,13 @@ func covered(ts []Token) (matched, zeros int) {
 	return matched, zeros
 }
 
-// place takes n positions: the rest of the extent, then a new one.
+// place takes n positions: the rest of the extent, then a new one. A rest that
+// has grown old while the connection was idle is given up: it would be recycled
+// soon, and guard has passed it.
 func (w *Writer) place(n int) (s [2]Span) {
+	if w.next+w.h.tx.size/2 < w.h.tx.head.Load() {
+		w.next = w.end
+	}
 	rest := int(w.end - w.next)
 	if rest >= n {
 		s[0] = Span{w.next, n}

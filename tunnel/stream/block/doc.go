@@ -48,6 +48,7 @@
 // connection's id: a body in the wrong place or on the wrong connection, and
 // ends that do not keep the same account, do not check.
 //
+// The heads are the sender's at the time, or lag by at most 1/64 of the ring.
 // A resent block has place 2, 3 or 0, no tokens, and raw literals, and leaves
 // the account alone.
 //

@@ -16,6 +16,7 @@ import (
 type Encoder struct {
 	w      *dedupe.Writer // nil without a history
 	connID uint64
+	slack  uint64 // how far a block's heads may lag
 	state  state
 	gate   compress.Gate
 	closed atomic.Bool
@@ -29,6 +30,7 @@ func NewEncoder(h *dedupe.History, connID uint64) *Encoder {
 	e := &Encoder{connID: connID}
 	if h != nil {
 		e.w = h.NewWriter()
+		e.slack = uint64(h.Size()) / 64
 	}
 	return e
 }
@@ -49,7 +51,7 @@ func (e *Encoder) Append(dst, src []byte, effort Effort) []byte {
 	if e.w != nil {
 		var err error
 		if h.block, err = e.w.Put(src); err == nil {
-			h.setPlace(&e.state)
+			h.setPlace(&e.state, e.slack)
 		}
 	}
 	h.block.Seq = e.state.seq
@@ -168,7 +170,7 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 	s := shop.get()
 	defer shop.put(s)
 	var err error
-	h := header{resent: true}
+	h := header{resent: true, place: placeOne}
 	if s.lits, h.block, err = e.w.Again(s.lits[:0], m.seq); err != nil {
 		return dst, err
 	}
@@ -176,7 +178,9 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 		e.w.Drop(bad.ring, bad.span)
 	}
 	h.n = len(s.lits)
-	h.setPlace(nil)
+	if h.block.Spans[1].Len > 0 {
+		h.place = placeTwo
+	}
 	start := len(dst)
 	dst = e.plain(dst, s.lits, &h)
 	e.count.resent.Add(1)

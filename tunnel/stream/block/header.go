@@ -71,14 +71,17 @@ func (h *header) flags() byte {
 	return f
 }
 
-// setPlace chooses the shortest way to say where the block lies.
-func (h *header) setPlace(s *state) {
+// setPlace chooses the shortest way to say where the block lies. The heads
+// need not be exact: they may lag by slack.
+func (h *header) setPlace(s *state, slack uint64) {
 	b := &h.block
+	known := max(s.txHead, b.Spans[0].Pos+uint64(h.n))
 	switch {
 	case b.Spans[1].Len > 0:
 		h.place = placeTwo
-	case !h.resent && b.Spans[0].Pos == s.end && b.TxHead == max(s.txHead, s.end+uint64(h.n)) && b.RxHead == s.rxHead:
+	case b.Spans[0].Pos == s.end && b.TxHead <= known+slack && b.RxHead <= s.rxHead+slack:
 		h.place = placeGoesOn
+		b.TxHead, b.RxHead = known, s.rxHead
 	default:
 		h.place = placeOne
 	}

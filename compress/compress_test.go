@@ -1,0 +1,228 @@
+package compress
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+var levels = []Level{Store, Fast, Balanced, Strong}
+
+// sample returns n bytes: repeated short words, or random ones.
+func sample(r *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	kinds := 1 + r.IntN(256)
+	for i := range b {
+		b[i] = byte(r.IntN(kinds))
+		if i > 100 && r.IntN(4) == 0 {
+			copy(b[i:], b[i-100:i-80])
+		}
+	}
+	return b
+}
+
+func TestRoundTrip(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	p := NewPool(2)
+	for i := range 2000 {
+		n := r.IntN(1 << r.IntN(18))
+		src := sample(r, n)
+		l := levels[i%len(levels)]
+		prefix := []byte("prefix")
+		enc, c := p.Encode(bytes.Clone(prefix), src, l)
+		if !bytes.HasPrefix(enc, prefix) || len(enc)-len(prefix) > MaxLen(n) {
+			t.Fatalf("level %d: %d bytes became %d", l, n, len(enc)-len(prefix))
+		}
+		got, err := p.Decode(bytes.Clone(prefix), enc[len(prefix):], c, n)
+		if err != nil || !bytes.Equal(got[len(prefix):], src) {
+			t.Fatalf("level %d codec %v %d bytes: %v", l, c, n, err)
+		}
+		if _, err := p.Decode(nil, enc[len(prefix):], c, n+1); !errors.Is(err, ErrCorrupt) {
+			t.Fatalf("codec %v: wrong length gave %v", c, err)
+		}
+	}
+}
+
+func TestEncodeSaves(t *testing.T) {
+	p := NewPool(1)
+	src := bytes.Repeat([]byte("all work and no play makes jack a dull boy. "), 1000)
+	for l, want := range map[Level]Codec{Store: Raw, Fast: S2, Balanced: Zstd, Strong: Zstd} {
+		enc, c := p.Encode(nil, src, l)
+		if c != want || want != Raw && len(enc)*5 > len(src) {
+			t.Errorf("level %d: codec %v, %d bytes", l, c, len(enc))
+		}
+	}
+	if _, c := p.Encode(nil, make([]byte, MaxBlock+1), Strong); c != Raw {
+		t.Errorf("more than MaxBlock was encoded as %v", c)
+	}
+}
+
+// bombs are inputs that claim or contain far more than they should.
+func bombs() map[string][]byte {
+	zeros := make([]byte, 64<<20)
+	e, _ := zstd.NewWriter(nil, zstd.WithWindowSize(8<<20))
+	return map[string][]byte{
+		"zstd window 512 MiB": {0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x98, 0x01, 0x00, 0x00},
+		"zstd ratio":          e.EncodeAll(zeros, nil),
+		"zstd size 2^62":      {0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x01, 0x00, 0x00},
+		"zstd two frames":     append(e.EncodeAll(zeros[:1000], nil), e.EncodeAll(zeros, nil)...),
+		"s2 1 GiB":            append(binary.AppendUvarint(nil, 1<<30), 0),
+	}
+}
+
+func TestBombs(t *testing.T) {
+	p := NewPool(1)
+	enc, c := p.Encode(nil, make([]byte, 1000), Strong) // makes the decoder
+	if _, err := p.Decode(nil, enc, c, 1000); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range bombs() {
+		for _, c := range []Codec{S2, Zstd} {
+			for _, n := range []int{0, 1000, MaxBlock, 1 << 30} {
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				got, err := p.Decode(nil, b, c, n)
+				runtime.ReadMemStats(&after)
+				if err == nil || len(got) != 0 {
+					t.Errorf("%s as %v of %d: no error", name, c, n)
+				}
+				if used := after.TotalAlloc - before.TotalAlloc; used > MaxBlock+1<<20 {
+					t.Errorf("%s as %v of %d: allocated %d", name, c, n, used)
+				}
+			}
+		}
+	}
+}
+
+func TestDecodeUnknownCodec(t *testing.T) {
+	if _, err := NewPool(0).Decode(nil, nil, 3, 0); !errors.Is(err, ErrCorrupt) {
+		t.Error(err)
+	}
+	for c, want := range map[Codec]string{Raw: "raw", S2: "s2", Zstd: "zstd", 9: "codec(9)"} {
+		if c.String() != want {
+			t.Errorf("%d is %q", c, c.String())
+		}
+	}
+}
+
+func TestRandom(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	random := make([]byte, 100_000)
+	for i := range random {
+		random[i] = byte(r.Uint32())
+	}
+	six := bytes.Clone(random)
+	for i := range six {
+		six[i] &= 0x7f
+	}
+	for _, c := range []struct {
+		name string
+		src  []byte
+		want bool
+	}{
+		{"random", random, true},
+		{"random 1 KiB", random[:1024], true},
+		{"short", random[:1000], false},
+		{"seven bits", six, false},
+		{"base64", []byte(base64.StdEncoding.EncodeToString(random)), false},
+		{"zeros", make([]byte, 4096), false},
+		{"half zeros", append(bytes.Clone(random[:50_000]), make([]byte, 50_000)...), false},
+	} {
+		if got := Random(c.src); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+// TestGate checks that a random stream is probed ever more seldom, and that a
+// compressible block in it is noticed at once.
+func TestGate(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	random := make([]byte, 8192)
+	for i := range random {
+		random[i] = byte(r.Uint32())
+	}
+	var g Gate
+	tries := 0
+	for range 1000 {
+		if g.Try(random) {
+			tries++
+			g.Report(len(random), len(random))
+		}
+	}
+	if tries < 10 || tries > 30 {
+		t.Errorf("%d probes in 1000 blocks", tries)
+	}
+	text := bytes.Repeat([]byte("text "), 1000)
+	if !g.Try(text) {
+		t.Fatal("text behind random bytes is not tried")
+	}
+	g.Report(len(text), len(text)/4)
+	if g.Try(random) || !g.Try(text) {
+		t.Error("a gate that was opened is not as new")
+	}
+}
+
+// TestGateFailing: blocks that look compressible and are not back off too.
+func TestGateFailing(t *testing.T) {
+	text := []byte(base64.StdEncoding.EncodeToString(make([]byte, 3000)))
+	var g Gate
+	tries := 0
+	for range 1000 {
+		if g.Try(text) {
+			tries++
+			g.Report(len(text), len(text))
+		}
+	}
+	if tries > 30 {
+		t.Errorf("%d probes in 1000 blocks", tries)
+	}
+}
+
+func TestEncodeAllocs(t *testing.T) {
+	p := NewPool(1)
+	src := bytes.Repeat([]byte("0123456789abcdef-"), 4000)
+	dst := make([]byte, 0, ScratchLen(len(src)))
+	out := make([]byte, 0, len(src))
+	for _, l := range levels {
+		n := testing.AllocsPerRun(20, func() {
+			enc, c := p.Encode(dst, src, l)
+			if _, err := p.Decode(out, enc, c, len(src)); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n > 1 {
+			t.Errorf("level %d: %v allocs", l, n)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	p := NewPool(1)
+	for _, l := range levels {
+		enc, c := p.Encode(nil, bytes.Repeat([]byte("seed"), 100), l)
+		f.Add(enc, uint8(c), 400)
+	}
+	for _, b := range bombs() {
+		if len(b) < 100 {
+			f.Add(b, uint8(Zstd), 1000)
+			f.Add(b, uint8(S2), 1000)
+		}
+	}
+	f.Fuzz(func(t *testing.T, src []byte, c uint8, n int) {
+		dst := []byte("canary")
+		got, err := p.Decode(dst, src, Codec(c), n)
+		if !bytes.HasPrefix(got, []byte("canary")) {
+			t.Fatal("dst was overwritten")
+		}
+		if err == nil && len(got) != 6+n || err != nil && len(got) != 6 {
+			t.Fatalf("%d bytes for %d, %v", len(got)-6, n, err)
+		}
+	})
+}

@@ -1,0 +1,161 @@
+package dedupe
+
+import (
+	"bytes"
+	"math/bits"
+	"math/rand/v2"
+	"testing"
+)
+
+// pair returns two slices that agree in places.
+func pair(r *rand.Rand) (a, b []byte) {
+	a = make([]byte, r.IntN(600))
+	for i := range a {
+		a[i] = byte(r.IntN(3)) * byte(r.IntN(2))
+	}
+	b = bytes.Clone(a)
+	for range r.IntN(5) {
+		if len(b) > 0 {
+			b[r.IntN(len(b))]++
+		}
+	}
+	return a, b[:len(b)-r.IntN(min(len(b), 9)+1)]
+}
+
+func TestByteHelpers(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		a, b := pair(r)
+		n := 0
+		for n < min(len(a), len(b)) && a[n] == b[n] {
+			n++
+		}
+		if got := commonPrefix(a, b); got != n {
+			t.Fatalf("prefix %d, want %d", got, n)
+		}
+		n = 0
+		for n < min(len(a), len(b)) && a[len(a)-1-n] == b[len(b)-1-n] {
+			n++
+		}
+		if got := commonSuffix(a, b); got != n {
+			t.Fatalf("suffix %d, want %d", got, n)
+		}
+		if got, want := zeroPrefix(a), len(a)-len(bytes.TrimLeft(a, "\x00")); got != want {
+			t.Fatalf("zeros %d, want %d", got, want)
+		}
+		checkFindZeros(t, a)
+		if skip, n := resync(a, b, resyncGap); n > 0 {
+			if n < 16 || !bytes.Equal(a[skip:skip+n], b[skip:skip+n]) {
+				t.Fatalf("resync to %d, %d bytes", skip, n)
+			}
+		}
+	}
+}
+
+// checkFindZeros: what is found is a run, and no run of twice the least length
+// is in front of it.
+func checkFindZeros(t *testing.T, b []byte) {
+	t.Helper()
+	got := findZeros(b)
+	first := bytes.Index(b, make([]byte, 2*minZeros))
+	if first >= 0 && got > first || got < len(b) && zeroPrefix(b[got:]) < minZeros {
+		t.Fatalf("zeros found at %d, first long run at %d", got, first)
+	}
+}
+
+func TestResyncBehindEdit(t *testing.T) {
+	a := newSource(1, 1000).pool
+	for _, n := range []int{1, 7, 8, 63, 64, 200, 230} {
+		b := bytes.Clone(a)
+		for i := range n {
+			b[i] ^= 0x55
+		}
+		if skip, got := resync(a, b, resyncGap); skip != n || got != len(a)-n {
+			t.Errorf("edit of %d bytes: in step at %d for %d", n, skip, got)
+		}
+	}
+}
+
+// TestScanTwin holds the rolling hash against one computed anew at every
+// position.
+func TestScanTwin(t *testing.T) {
+	x := newIndex(minSize)
+	src := newSource(2, 1).block(50_000)
+	for _, c := range [][2]int{{0, len(src)}, {0, 10}, {0, 64}, {1, 65}, {63, 5000}, {64, 5000}, {1000, 1001}, {777, 40_000}, {50_000, 50_000}} {
+		got := x.scan(nil, src, c[0], c[1])
+		var want []anchor
+		for end := max(c[0]+1, gearWindow); end <= c[1]; end++ {
+			var h uint64
+			for i, b := range src[end-gearWindow : end] {
+				h += gear[b] << (gearWindow - 1 - i)
+			}
+			if bits.LeadingZeros64(h) >= sampleBits {
+				want = append(want, x.anchor(h, end-8))
+			}
+		}
+		if len(got) != len(want) {
+			t.Fatalf("%v: %d anchors, want %d", c, len(got), len(want))
+		}
+		for i := range got {
+			if got[i] != want[i] {
+				t.Fatalf("%v: anchor %d is %+v, want %+v", c, i, got[i], want[i])
+			}
+		}
+	}
+}
+
+// TestSampling: about one position in 128, and none in runs of one byte.
+func TestSampling(t *testing.T) {
+	x := newIndex(minSize)
+	n := 1 << 20
+	if got := len(x.scan(nil, newSource(3, n).pool, 0, n)); got < n/140 || got > n/118 {
+		t.Errorf("%d anchors in %d random bytes", got, n)
+	}
+	for b := range 256 {
+		if got := len(x.scan(nil, bytes.Repeat([]byte{byte(b)}, 1000), 0, 1000)); got != 0 {
+			t.Errorf("%d anchors in a run of %d", got, b)
+		}
+	}
+}
+
+func TestHint(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	for _, size := range []int64{minSize, 3 << 20, 64 << 20, 1 << 30, maxSize} {
+		x := newIndexLayout(size)
+		x.slots = make([]uint32, 100)
+		for range 1000 {
+			a := x.anchor(r.Uint64(), 5)
+			head := r.Uint64N(uint64(5 * size))
+			pos := head - r.Uint64N(min(head, uint64(size))+1)
+			ring := Ring(r.IntN(2))
+			if pos == head {
+				continue
+			}
+			x.put(&a, ring, pos)
+			x.lookup([]anchor{a})
+			a.entry = x.slots[a.slot]
+			gotRing, off, ok := x.hint(&a)
+			got := x.latest(off, head)
+			if !ok || gotRing != ring || pos-got >= 1<<x.unit {
+				t.Fatalf("size %d: position %d ring %d came back as %d ring %d (%v)", size, pos, ring, got, gotRing, ok)
+			}
+			other := a
+			other.tag ^= 1
+			if _, _, ok := x.hint(&other); ok && x.tagMask > 0 {
+				t.Fatal("another tag fits")
+			}
+		}
+	}
+}
+
+func TestEachPage(t *testing.T) {
+	var got []uint64
+	total := 0
+	eachPage(pageSize-1, pageSize+2, func(page uint64, from, to int) {
+		got = append(got, page)
+		total += to - from
+	})
+	if len(got) != 3 || total != pageSize+2 {
+		t.Errorf("pages %v, %d bytes", got, total)
+	}
+}
