@@ -10,6 +10,10 @@ const (
 	probeInterval = 200 * time.Millisecond
 	// tickInterval is how often the prober looks at the clock.
 	tickInterval = 50 * time.Millisecond
+	// suspectAfter is how old the latest proof is when a probe or its echo has
+	// certainly been lost: from then on every tick sends a probe, so that mere
+	// loss is not taken for a dead link.
+	suspectAfter = probeInterval * 3 / 2
 	// probeRing is how many probes are remembered: 25 s of them.
 	probeRing = 128
 	// probeLen is the length of a probe.
@@ -105,7 +109,8 @@ func (p *prober) tick(now time.Time) (request probe, send bool) {
 	if p.state == Up && p.run-p.proof > p.deadline() {
 		p.state = Down
 	}
-	if p.run < p.nextSend {
+	suspect := p.state == Up && p.run-p.proof > suspectAfter
+	if p.run < p.nextSend && !suspect {
 		return probe{}, false
 	}
 	p.nextSend = p.run + probeInterval

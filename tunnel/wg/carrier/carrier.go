@@ -157,11 +157,11 @@ func (p *Path) Touches(pkt []byte) bool {
 	return src == p.local || src == p.remote || dst == p.local || dst == p.remote
 }
 
-// Parse reads a packet that came from the peer and for which Touches is true.
-// The payload is a part of pkt.
+// Parse reads a packet that came from the peer. It is ErrFormat for whatever is
+// not a valid packet from remote to local. The payload is a part of pkt.
 func (p *Path) Parse(pkt []byte) (Header, []byte, error) {
 	if len(pkt) <= HeaderLen || pkt[0] != 0x45 || int(binary.BigEndian.Uint16(pkt[2:])) != len(pkt) ||
-		binary.BigEndian.Uint16(pkt[6:]) != 0x4000 ||
+		binary.BigEndian.Uint16(pkt[6:]) != 0x4000 || pkt[9] != protocol ||
 		[4]byte(pkt[12:16]) != p.remote || [4]byte(pkt[16:20]) != p.local {
 		return Header{}, nil, ErrFormat
 	}
