@@ -81,8 +81,8 @@ func (p *planner) nftRules() string {
 		StreamPort: config.StreamPort, InterceptPort: config.InterceptPort,
 		Streams: p.streams, Ports: p.ports(),
 		Families:  []familyView{p.family(false), p.family(true)},
-		MarkLocal: hex(config.MarkLocal), MarkHold: hex(config.MarkHold),
-		MarkSplit: hex(config.MarkSplit), KeepSplit: hex(^uint32(config.MarkSplit)),
+		MarkLocal: hexMark(config.MarkLocal), MarkHold: hexMark(config.MarkHold),
+		MarkSplit: hexMark(config.MarkSplit), KeepSplit: hexMark(^uint32(config.MarkSplit)),
 		Virtual: p.virtual(), Rules: p.streamRules(),
 	}
 	for _, l := range p.links {
@@ -137,10 +137,10 @@ func (p *planner) linkView(l namedLink) linkView {
 	mark := uint32(l.Number) << config.MarkLink
 	v := linkView{
 		LinkInfo: l.LinkInfo, MSS4: l.InnerMTU - 40, MSS6: l.InnerMTU - 60,
-		Mark: hex(mark), Keep: hex(^uint32(config.MarkLinkMask)), LinkMask: hex(config.MarkLinkMask),
-		Anchor:     hex(mark | markAnchored),
-		KeepAnchor: hex(^uint32(config.MarkLinkMask | markAnchored)),
-		AnchorMask: hex(config.MarkLinkMask | markAnchored),
+		Mark: hexMark(mark), Keep: hexMark(^uint32(config.MarkLinkMask)), LinkMask: hexMark(config.MarkLinkMask),
+		Anchor:     hexMark(mark | markAnchored),
+		KeepAnchor: hexMark(^uint32(config.MarkLinkMask | markAnchored)),
+		AnchorMask: hexMark(config.MarkLinkMask | markAnchored),
 	}
 	for _, v6 := range []bool{false, true} {
 		f := linkFamily{V: 4, IP: "ip", Type: "ipv4_addr", Subnets: prefixes(p.peer(l.name).Subnets, v6)}
@@ -256,6 +256,6 @@ func family(v6 bool) string {
 	return "ip"
 }
 
-func hex(m uint32) string { return fmt.Sprintf("0x%08x", m) }
+func hexMark(m uint32) string { return fmt.Sprintf("0x%08x", m) }
 
 func quote(s string) string { return `"` + s + `"` }

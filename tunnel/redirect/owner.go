@@ -45,7 +45,7 @@ const (
 type Table struct {
 	site    string
 	entries map[string]*entry
-	byMAC   map[config.MAC]*entry
+	byMAC   map[config.MAC][]*entry // a machine with two addresses is two workloads
 	byIP    map[netip.Addr]*entry
 	counts  TableCounts
 }
@@ -80,7 +80,7 @@ func NewTable(site string, ws []config.Workload) *Table {
 	t := &Table{
 		site:    site,
 		entries: make(map[string]*entry, len(ws)),
-		byMAC:   make(map[config.MAC]*entry, len(ws)),
+		byMAC:   make(map[config.MAC][]*entry, len(ws)),
 		byIP:    make(map[netip.Addr]*entry, len(ws)),
 	}
 	for _, w := range ws {
@@ -88,7 +88,7 @@ func NewTable(site string, ws []config.Workload) *Table {
 		t.entries[w.Name] = e
 		t.byIP[w.IP] = e
 		if w.MAC != (config.MAC{}) {
-			t.byMAC[w.MAC] = e
+			t.byMAC[w.MAC] = append(t.byMAC[w.MAC], e)
 		}
 	}
 	return t
@@ -99,26 +99,29 @@ func NewTable(site string, ws []config.Workload) *Table {
 // what is known already changes and counts nothing; one that gives a workload's
 // address another machine's MAC is refused.
 func (t *Table) Announce(mac config.MAC, ip netip.Addr, now time.Time) (changed []Owner) {
-	e := t.match(mac, ip)
-	if e == nil || e.owner.Site == t.site {
-		return nil
+	for _, e := range t.match(mac, ip) {
+		if e.owner.Site == t.site {
+			continue
+		}
+		if e.damped(now) {
+			t.counts.Damped++
+			continue
+		}
+		next := Owner{Workload: e.owner.Workload, Site: t.site, Previous: e.owner.Site, Seq: e.owner.Seq + 1}
+		changed = append(changed, t.move(e, next, now))
 	}
-	if e.damped(now) {
-		t.counts.Damped++
-		return nil
-	}
-	next := Owner{Workload: e.owner.Workload, Site: t.site, Previous: e.owner.Site, Seq: e.owner.Seq + 1}
-	return []Owner{t.move(e, next, now)}
+	return changed
 }
 
-// match finds the workload that an announcement speaks of.
-func (t *Table) match(mac config.MAC, ip netip.Addr) *entry {
-	byMAC, byIP := t.byMAC[mac], t.byIP[ip.Unmap()]
+// match finds the workloads that an announcement speaks of: all of the machine
+// with that MAC.
+func (t *Table) match(mac config.MAC, ip netip.Addr) []*entry {
+	machine, byIP := t.byMAC[mac], t.byIP[ip.Unmap()]
 	switch {
-	case byIP == nil || byIP == byMAC:
-		return byMAC
-	case byMAC == nil && byIP.mac == (config.MAC{}):
-		return byIP
+	case byIP == nil || slices.Contains(machine, byIP):
+		return machine
+	case len(machine) == 0 && byIP.mac == (config.MAC{}):
+		return []*entry{byIP}
 	}
 	t.counts.Refused++
 	return nil
