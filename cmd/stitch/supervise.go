@@ -72,7 +72,7 @@ func (k *keeper) run(ctx context.Context) error {
 		delay, again := decide.next(e)
 		if !again {
 			k.update(func(p *control.Process) { p.State, p.LastExit = "failed", e.String() })
-			return refusal{errors.New(strings.TrimPrefix(e.complaint, "stitch: "))}
+			return exitCode(e.code) // it has said why on our own output
 		}
 		k.update(func(p *control.Process) { p.State, p.Pid, p.LastExit = "waiting", 0, e.String() })
 		k.log.Error("process ended, starting it again", "process", k.name, "exit", e.String(), "in", delay)
@@ -163,7 +163,7 @@ func (l *lastLine) complaint() (text string, panicked bool) {
 	if l.panic != "" {
 		return l.panic, true
 	}
-	return l.last, false
+	return strings.TrimPrefix(l.last, "stitch: "), false
 }
 
 // lockedWriter lets several children write to one stream, a line at a time.

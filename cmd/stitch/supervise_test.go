@@ -106,6 +106,9 @@ func TestLastLine(t *testing.T) {
 // actAs is what the test program does as a child. Its arguments are the
 // directory of the sockets and its name.
 func actAs(role string, args []string) int {
+	if role == "stitch" {
+		return inNamespace(args)
+	}
 	dir, name := args[0], args[1]
 	fmt.Fprintln(os.Stderr, "started", name, os.Getpid())
 	switch role {
@@ -214,10 +217,14 @@ func TestSupervisorRestartsAndStops(t *testing.T) {
 }
 
 func TestSupervisorGivesUpWhatRefusesToStart(t *testing.T) {
-	err := testSupervisor(t.TempDir(), io.Discard, "refuse", "link", "stream").run(t.Context())
-	var out bytes.Buffer
-	if code := report(&out, err); code != 2 || out.String() != "stitch: the machine is wrong: mend it\n" {
-		t.Errorf("%d %q", code, out.String())
+	var said bytes.Buffer
+	s := testSupervisor(t.TempDir(), &said, "refuse", "link")
+	err := s.run(t.Context())
+	if code := report(&said, err); code != 2 || strings.Count(said.String(), "stitch: the machine is wrong: mend it\n") != 1 {
+		t.Errorf("%d %q", code, said.String())
+	}
+	if p := s.keepers[0].status(); p.State != "failed" || p.LastExit != "exit code 2: the machine is wrong: mend it" {
+		t.Errorf("%+v", p)
 	}
 }
 
