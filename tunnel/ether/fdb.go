@@ -152,7 +152,7 @@ func (t *table) noteMove(now time.Duration, e *entry) (froze bool) {
 	if e.isFrozen(now) || e.moves < maxMoves || now-e.moved[e.oldest] > moveWindow {
 		return false
 	}
-	e.frozen, e.moves = now+moveWindow, 0
+	e.frozen = now + moveWindow
 	t.frozen = append(t.frozen, e)
 	return true
 }

@@ -67,7 +67,7 @@ func (n *naive) move(now time.Duration, mac config.MAC, to Place) (froze bool) {
 	if now < e.frozen || len(e.moves) < maxMoves || now-e.moves[len(e.moves)-maxMoves] > moveWindow {
 		return false
 	}
-	e.frozen, e.moves = now+moveWindow, nil
+	e.frozen = now + moveWindow
 	return true
 }
 

@@ -137,6 +137,8 @@ func stackVectors(ask, ra []byte) []vector {
 		{"RA, SNAP in SNAP", snap(snap(ra, 0, 0, 0), 0, 0, 0), Malformed},
 		{"RA, SNAP, length too short", badLength, Malformed},
 		{"RA, SNAP, length too long", longLength, Malformed},
+		{"LLC, length 1500", eth(macB, macA, 1500, append([]byte{0xf0, 0xf0, 3}, make([]byte, 1497)...)...), Carried},
+		{"LLC, length 1501", eth(macB, macA, 1501, append([]byte{0xf0, 0xf0, 3}, make([]byte, 1498)...)...), Malformed},
 		{"RA, length 1501", eth(v6Group, macA, 1501, make([]byte, 1600)...), Malformed},
 		{"RA, length 1535", eth(v6Group, macA, 1535, make([]byte, 1600)...), Malformed},
 		{"length 0", eth(v6Group, macA, 0, make([]byte, 46)...), Malformed},
@@ -259,6 +261,8 @@ func ndVectors() []vector {
 		{"advertises the gateway's MAC", from(hostLL, nd(ndAdvertise, 0x20, hostGUA, macGW)), GatewayND},
 		{"advertises a workload", from(hostLL, nd(ndAdvertise, 0x20, vmGUA, macA)), SpoofedARP},
 		{"advertises a workload's MAC from another", from(hostLL, nd(ndAdvertise, 0x20, vmGUA, testMAC("51"))), SpoofedARP},
+		{"advertises a workload, its MAC, other option", eth(v6Group, macVM, typeIPv6,
+			ipv6Packet(hostLL, allHost, protoICMP6, nd(ndAdvertise, 0x20, vmGUA, macA)...)...), SpoofedARP},
 		{"solicits as a workload", from(vmGUA, nd(ndSolicit, 0, hostGUA, macA)), SpoofedARP},
 	}
 }
@@ -300,4 +304,43 @@ func bothWays(frame []byte, fromLAN bool) Reason {
 		return v.Drop
 	}
 	return Carried // the table's reasons have tests of their own
+}
+
+// TestAnnouncements says which frames announce their source, and what address
+// they give it.
+func TestAnnouncements(t *testing.T) {
+	na := func(dst config.MAC, hops, flags byte, target string, mac config.MAC) []byte {
+		b := eth(dst, macA, typeIPv6, ipv6Packet(hostLL, allHost, protoICMP6, nd(ndAdvertise, flags, target, mac)...)...)
+		b[headerLen+7] = hops
+		return b
+	}
+	v6 := netip.MustParseAddr(hostGUA)
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		want  info
+	}{
+		{"RARP", rarp(macA), info{true, KindRARP, netip.Addr{}}},
+		{"RARP for another", arpFrame(broadcast, macA, rarpRequest, macA, noIP, macB, noIP), info{true, "", netip.Addr{}}},
+		{"RARP by another", arpFrame(broadcast, macA, rarpRequest, macB, noIP, macB, noIP), info{true, "", netip.Addr{}}},
+		{"RARP reply", arpFrame(broadcast, macA, rarpReply, macA, noIP, macA, noIP), info{true, "", netip.Addr{}}},
+		{"GARP request", garp(macA, ip10), info{true, KindGARP, ip10}},
+		{"GARP reply", arpFrame(broadcast, macA, arpReply, macA, ip10, macA, ip10), info{true, KindGARP, ip10}},
+		{"GARP, VLAN 0 and SNAP", tagged(snap(garp(macA, ip10), 0, 0, 0), 0x8100, 0), info{true, KindGARP, ip10}},
+		{"GARP for another", arpFrame(broadcast, macA, arpRequest, macB, ip10, config.MAC{}, ip10), info{true, "", netip.Addr{}}},
+		{"GARP of no address", garp(macA, noIP), info{true, "", netip.Addr{}}},
+		{"request", arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11), info{true, "", ip10}},
+		{"unsolicited advertisement", na(v6Group, 255, 0x20, hostGUA, macA), info{true, KindNA, v6}},
+		{"without option", na(v6Group, 255, 0x20, hostGUA, config.MAC{}), info{true, KindNA, v6}},
+		{"routed advertisement", na(v6Group, 254, 0x20, hostGUA, macA), info{true, "", v6}},
+		{"solicited advertisement", na(v6Group, 255, 0x60, hostGUA, macA), info{true, "", v6}},
+		{"advertisement to a host", na(macB, 255, 0x20, hostGUA, macA), info{true, "", v6}},
+		{"advertisement for another", na(v6Group, 255, 0x20, hostGUA, macB), info{true, "", netip.Addr{}}},
+		{"data", data(macB, macA), info{}},
+	} {
+		f := newFilter(testBasic, nil, nil)
+		if _, in, r := f.inspect(c.frame); in != c.want || r != Carried {
+			t.Errorf("%s: %+v %v, want %+v", c.name, in, r, c.want)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package ether
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -75,5 +76,57 @@ func TestClaimOfLearnt(t *testing.T) {
 	s.Tick(2 * ageing)
 	if v := s.FromPeer(2*ageing, 1, data(broadcast, macVM)); v.Drop != Owned {
 		t.Errorf("data frame from a peer after ageing: %v", v.Drop)
+	}
+}
+
+// TestFreezeWindow puts five moves in exactly the window, then in a little
+// more, and freezes again only after another five.
+func TestFreezeWindow(t *testing.T) {
+	for _, late := range []time.Duration{0, 1} {
+		tab := newTable(1)
+		e := tab.learn(0, macA, Local)
+		froze := false
+		for i := range maxMoves {
+			now := time.Duration(i) * moveWindow / (maxMoves - 1)
+			if i == maxMoves-1 {
+				now += late
+			}
+			froze = tab.move(now, e, Place((i+1)%2))
+		}
+		if want := late == 0; froze != want {
+			t.Errorf("%d ns beyond the window: froze %v", late, froze)
+		}
+	}
+	tab := newTable(1)
+	e := tab.learn(0, macA, Local)
+	var freezes []int
+	for i := range 2 * maxMoves {
+		now := time.Duration(i) * time.Millisecond
+		if i >= maxMoves {
+			now += moveWindow
+		}
+		if tab.move(now, e, Place((i+1)%2)) {
+			freezes = append(freezes, i)
+		}
+	}
+	if !slices.Equal(freezes, []int{maxMoves - 1, 2*maxMoves - 1}) {
+		t.Errorf("moves that froze: %v", freezes)
+	}
+}
+
+// TestFlood lets a peer send unicast to addresses the bridge would flood:
+// unknown ones, and ones that are at a peer.
+func TestFlood(t *testing.T) {
+	for name, dst := range map[string]config.MAC{"unknown": testMAC("01"), "at the peer itself": macB} {
+		s := NewSwitch(testBasic, 1, nil, nil)
+		carried := 0
+		for range 1000 {
+			if s.FromPeer(0, 1, data(dst, macB)).Drop == Carried {
+				carried++
+			}
+		}
+		if carried != 100 {
+			t.Errorf("%s: %d carried at once, want a fifth of 500", name, carried)
+		}
 	}
 }
