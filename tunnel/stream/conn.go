@@ -3,6 +3,7 @@ package stream
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -207,7 +208,7 @@ func requestOpen(pc *peerConn, t tuple) (window uint32, kind Refusal, dialling b
 	if typ == frameRefused {
 		return 0, parseRefusal(body), true, nil
 	}
-	return uint32(body[0])<<24 | uint32(body[1])<<16 | uint32(body[2])<<8 | uint32(body[3]), 0, true, nil
+	return binary.BigEndian.Uint32(body), 0, true, nil
 }
 
 // dialWatched runs dial, and cancels it when the near agent goes away.

@@ -137,6 +137,11 @@ func appendCount(b []byte, t frameType, n uint64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, byte(t), 0, 0, 8), n)
 }
 
+// appendOpened appends an OPENED frame.
+func appendOpened(b []byte, window uint32) []byte {
+	return binary.BigEndian.AppendUint32(append(b, byte(frameOpened), 0, 0, 4), window)
+}
+
 // parseCount reads the body of a CREDIT, FIN or DONE frame.
 func parseCount(body []byte) (uint64, error) {
 	if len(body) != 8 {

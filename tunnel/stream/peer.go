@@ -25,8 +25,8 @@ const (
 	// stream yet or not. More are closed at once.
 	maxHandshakes = 32
 	// maxDials bounds the handshakes this side begins at a time; others wait.
-	maxDials = maxHandshakes / 2
-	maxInbound    = maxStreams + 64
+	maxDials   = maxHandshakes / 2
+	maxInbound = maxStreams + 64
 	// backoffMin and backoffMax bound the pause between two attempts to
 	// reach a peer; it doubles.
 	backoffMin = 100 * time.Millisecond
@@ -425,7 +425,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err != nil {
 		return q.refuse(pc, refusalOf(err))
 	}
-	if err := pc.out.data(append(beginFrame(nil, frameOpened)[:3], 4, minWindow>>24, minWindow>>16&0xff, minWindow>>8&0xff, minWindow&0xff)); err != nil {
+	if err := pc.out.data(appendOpened(nil, minWindow)); err != nil {
 		local.Close()
 		return err
 	}

@@ -293,23 +293,37 @@ func (o *opened) drop() {
 // accepted joins a connection from the transparent listener to its stream.
 func (p *Proxy) accepted(ctx context.Context, c Conn) {
 	t := tuple{addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())}
-	p.mu.Lock()
-	o, ok := p.table.Join(t)
-	if !ok {
-		p.stray++
-	}
-	p.mu.Unlock()
-	if !ok || !p.gate.enter() {
+	o := p.join(t)
+	if o == nil {
 		c.Close()
-		if ok {
-			o.drop()
-		}
+		return
+	}
+	if !p.gate.enter() {
+		c.Close()
+		o.drop()
 		return
 	}
 	p.spawn(func() {
 		defer p.gate.leave()
 		p.near(ctx, t, o, c)
 	})
+}
+
+// join finds the stream for a connection. One that did not come through the
+// hold device has none: it is opened now if its rule says early, and is
+// refused otherwise (a connection to the port itself, or to this host).
+func (p *Proxy) join(t tuple) *opened {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o, ok := p.table.Join(t); ok {
+		return o
+	}
+	rule, split := p.policy.rule(t)
+	if split && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) {
+		return &opened{peer: p.byName[rule.Peer]}
+	}
+	p.stray++
+	return nil
 }
 
 // near is the near side of one stream.

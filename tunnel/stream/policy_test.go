@@ -1,0 +1,104 @@
+package stream
+
+import (
+	"net/netip"
+	"testing"
+
+	"stitch/tunnel/config"
+)
+
+func testPolicy() *policy {
+	p := netip.MustParsePrefix
+	return newPolicy(&config.Config{
+		Peers: []config.Peer{{Name: "dc2", Subnets: []netip.Prefix{p("10.2.0.0/24"), p("fd00:2::/64")}}, {Name: "dc3", Subnets: []netip.Prefix{p("10.3.0.0/24")}}},
+		Streams: []config.StreamRule{
+			{Peer: "dc3", To: []netip.Prefix{p("10.2.0.9/32")}, Ports: []config.PortRange{{First: 22, Last: 22}}},
+			{Peer: "dc2", To: []netip.Prefix{p("10.2.0.0/24")}, Ports: []config.PortRange{{First: 22, Last: 22}, {First: 4000, Last: 5999}}},
+			{Peer: "dc2", To: []netip.Prefix{p("fd00:2::/64")}, Ports: []config.PortRange{{First: 1, Last: 65535}}},
+		},
+		Dials: []config.DialRule{
+			{Peer: "dc2", To: []netip.Prefix{p("0.0.0.0/0"), p("::/0")}, Ports: []config.PortRange{{First: 4000, Last: 5999}}},
+			{Peer: "dc3", To: []netip.Prefix{p("10.1.0.10/32")}, Ports: []config.PortRange{{First: 22, Last: 22}}},
+		},
+		Workloads: []config.Workload{{IP: netip.MustParseAddr("10.2.0.50")}},
+		Services:  []config.Service{{At: map[string]netip.AddrPort{"dc2": netip.MustParseAddrPort("10.2.0.60:443")}}},
+	})
+}
+
+func TestRule(t *testing.T) {
+	p := testPolicy()
+	for _, c := range []struct{ src, dst, peer string }{
+		{"10.1.0.10:1", "10.2.0.10:22", "dc2"},
+		{"10.1.0.10:1", "10.2.0.9:22", "dc3"}, // the first rule counts
+		{"10.1.0.10:1", "10.2.0.9:4000", "dc2"},
+		{"10.1.0.10:1", "10.2.0.10:5999", "dc2"},
+		{"10.1.0.10:1", "10.2.0.10:6000", ""},
+		{"10.1.0.10:1", "10.2.1.10:22", ""},
+		{"10.1.0.10:1", "10.2.0.50:22", ""}, // a workload
+		{"10.2.0.50:1", "10.2.0.10:22", ""},
+		{"10.1.0.10:1", "10.2.0.60:22", ""}, // a service
+		{"[fd00:1::1]:1", "[fd00:2::1]:65535", "dc2"},
+	} {
+		r, ok := p.rule(tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)})
+		if ok != (c.peer != "") || r.Peer != c.peer {
+			t.Errorf("%s -> %s: %q, %v", c.src, c.dst, r.Peer, ok)
+		}
+	}
+}
+
+func TestMayDial(t *testing.T) {
+	p := testPolicy()
+	for _, c := range []struct {
+		peer, src, dst string
+		want           bool
+	}{
+		{"dc2", "10.2.0.10:40000", "10.1.0.10:4000", true},
+		{"dc2", "[fd00:2::1]:40000", "[fd00:1::1]:4000", true},
+		{"dc2", "10.2.0.10:40000", "10.1.0.10:80", false},
+		{"dc3", "10.3.0.10:40000", "10.1.0.10:4000", false}, // dc2's rule
+		{"dc3", "10.3.0.10:40000", "10.1.0.10:22", true},
+		{"dc4", "10.3.0.10:40000", "10.1.0.10:22", false},
+		{"dc2", "10.3.0.10:40000", "10.1.0.10:4000", false}, // not a host of dc2
+		{"dc2", "10.1.0.99:40000", "10.1.0.10:4000", false},
+		{"dc2", "10.2.0.10:0", "10.1.0.10:4000", false},
+		{"dc2", "10.2.0.50:40000", "10.1.0.10:4000", false}, // workloads
+		{"dc2", "10.2.0.10:40000", "10.2.0.50:4000", false},
+		{"dc2", "10.2.0.10:40000", "127.0.0.1:4000", false},
+		{"dc2", "10.2.0.10:40000", "169.254.169.254:4000", false},
+		{"dc2", "10.2.0.10:40000", "0.0.0.0:4000", false},
+		{"dc2", "10.2.0.10:40000", "224.0.0.1:4000", false},
+		{"dc2", "10.2.0.10:40000", "255.255.255.255:4000", false},
+		{"dc2", "[fd00:2::1]:40000", "[::1]:4000", false},
+		{"dc2", "[fd00:2::1]:40000", "[fe80::1]:4000", false},
+		{"dc2", "[fd00:2::1]:40000", "[ff02::1]:4000", false},
+		{"dc2", "10.2.0.10:40000", "[fd00:1::1]:4000", false},
+	} {
+		if got := p.mayDial(c.peer, tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)}); got != c.want {
+			t.Errorf("%s: %s -> %s: %v", c.peer, c.src, c.dst, got)
+		}
+	}
+}
+
+func TestGate(t *testing.T) {
+	var g gate
+	for n := range maxStreams {
+		if !g.enter() {
+			t.Fatal("closed at", n)
+		}
+	}
+	if g.enter() {
+		t.Error("open above the maximum")
+	}
+	for n := maxStreams; n > lowStreams; n-- {
+		g.leave()
+		if open := g.enter(); open != (n-1 < lowStreams) {
+			t.Fatalf("with %d streams open: %v", n-1, open)
+		} else if open {
+			g.leave()
+		}
+	}
+	g.leave()
+	if !g.enter() {
+		t.Error("still closed below the low mark")
+	}
+}
