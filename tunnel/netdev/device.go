@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,6 +41,9 @@ type plain struct {
 	name string
 	file *os.File
 	raw  syscall.RawConn
+	// closed is set before the file is: the runtime has no error value for
+	// a file closed under RawConn.Read.
+	closed atomic.Bool
 }
 
 // newPlain wraps fd, which must be non-blocking, and takes it.
@@ -55,8 +59,13 @@ func newPlain(name string, fd int) (*plain, error) {
 
 func (p *plain) Name() string                      { return p.name }
 func (p *plain) BatchSize() int                    { return plainBatch }
-func (p *plain) Close() error                      { return p.file.Close() }
 func (p *plain) SetReadDeadline(t time.Time) error { return p.file.SetReadDeadline(t) }
+
+// Close closes the device; a second one returns net.ErrClosed.
+func (p *plain) Close() error {
+	p.closed.Store(true)
+	return closedError(p.file.Close())
+}
 
 // Read waits for one packet and takes what else is there already.
 func (p *plain) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
@@ -68,6 +77,9 @@ func (p *plain) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	})
 	if err == nil && n == 0 {
 		err = failed
+	}
+	if err != nil && p.closed.Load() {
+		return 0, net.ErrClosed
 	}
 	return n, closedError(err)
 }

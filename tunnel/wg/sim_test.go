@@ -103,6 +103,7 @@ type simBind struct {
 	mu     sync.Mutex
 	closed chan struct{} // nil: not open
 	faults []error       // returned by the next receives
+	broken bool          // receives fail until the next Open
 }
 
 type simEndpoint struct{}
@@ -127,7 +128,7 @@ func (b *simBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
 	closed := make(chan struct{})
-	b.closed = closed
+	b.closed, b.broken = closed, false
 	for len(b.inbox) > 0 {
 		<-b.inbox
 	}
@@ -148,12 +149,21 @@ func (b *simBind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 func (b *simBind) fault() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.broken {
+		return errors.New("the simulated socket is broken")
+	}
 	if len(b.faults) == 0 {
 		return nil
 	}
 	err := b.faults[0]
 	b.faults = b.faults[1:]
 	return err
+}
+
+func (b *simBind) setBroken(broken bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.broken = broken
 }
 
 func (b *simBind) Close() error {
