@@ -120,10 +120,10 @@ func (m *matcher) follow() bool {
 		return false
 	}
 	pos := m.diag + uint64(m.at)
-	if pos < m.low[m.run] || pos > maxPos {
+	ring := m.h.source(m.run)
+	if !m.legal(m.run, pos) {
 		return false
 	}
-	ring := m.h.source(m.run)
 	seg, i, mu := ring.segment(pos)
 	if seg == nil {
 		return false
@@ -139,6 +139,14 @@ func (m *matcher) follow() bool {
 	}
 	mu.RUnlock()
 	return n > 0 && m.accept(m.at+skip, back, n, m.run, pos+uint64(skip), MinToken)
+}
+
+// legal says whether pos itself may be referred to. It comes before comparing:
+// an extent given out but not yet filled still shows the bytes of its last lap,
+// and matching them only to refuse would cost the block's length at every
+// anchor.
+func (m *matcher) legal(r Ring, pos uint64) bool {
+	return pos >= m.low[r] && pos < maxPos && m.h.source(r).forward(pos, 1, m.good[r]) == 1
 }
 
 // accept emits the legal part of src[at-back:at+n], which equals the ring's
@@ -202,7 +210,7 @@ func (m *matcher) try(a *anchor) bool {
 	}
 	ring := m.h.source(r)
 	pos := m.h.index.latest(off, ring.head.Load())
-	if pos < m.low[r] {
+	if !m.legal(r, pos) {
 		return false
 	}
 	seg, i, mu := ring.segment(pos)

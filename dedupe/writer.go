@@ -2,6 +2,7 @@ package dedupe
 
 import "sync"
 
+// maxExtent is the largest extent, and in small rings 1/16 of the ring.
 const maxExtent = 1 << 20
 
 // Span is a stretch of a ring.
@@ -111,7 +112,7 @@ func (w *Writer) place(n int) (s [2]Span) {
 		return s
 	}
 	size := max(w.grow, (n-rest+pageSize-1)/pageSize*pageSize)
-	w.grow = min(2*size, maxExtent)
+	w.grow = min(2*size, maxExtent, int(w.h.size/16))
 	pos := w.h.extent(size, w.owner)
 	switch {
 	case rest == 0 || pos == w.end:

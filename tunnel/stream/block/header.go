@@ -183,7 +183,9 @@ func (h *header) parseTokenCount(r *reader) {
 		if h.form != byte(compress.Raw) {
 			h.rawCols = int(r.number(uint64(h.tokens * maxTokenLen)))
 			h.compCols = int(r.number(uint64(h.rawCols)))
+			r.bad = r.bad || h.rawCols < 2*h.tokens
 		}
+		r.bad = r.bad || h.form == byte(compress.Raw) && len(r.buf)-r.at < 2*h.tokens
 	}
 }
 

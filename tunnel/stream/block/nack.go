@@ -24,9 +24,9 @@ type nack struct {
 }
 
 // add names t's source, if there is room; one that goes on where the last one
-// ends extends it.
+// ends extends it. A position that no ring has needs no dropping.
 func (m *nack) add(t *dedupe.Token) {
-	if t.Ring == dedupe.Zeros {
+	if t.Ring == dedupe.Zeros || t.Pos > maxNumber {
 		return
 	}
 	if m.count > 0 {

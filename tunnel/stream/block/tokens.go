@@ -2,6 +2,7 @@ package block
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"stitch/dedupe"
 )
@@ -91,6 +92,7 @@ func (c *course) parseTokens(dst []dedupe.Token, r *reader, h *header) (ts []ded
 	if h.form == formRun {
 		return append(dst, dedupe.Token{Len: h.n, Ring: c.ring, Pos: c.diag[c.ring] + h.off}), 0, true
 	}
+	dst = slices.Grow(dst, h.tokens)
 	for range h.tokens {
 		dst = append(dst, dedupe.Token{Lit: int(r.number(uint64(h.n)))})
 	}

@@ -1,0 +1,547 @@
+package block_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"testing"
+
+	"stitch/dedupe"
+	"stitch/tunnel/stream/block"
+	"stitch/tunnel/stream/block/blocktest"
+)
+
+const small = 1 << 20 // the smallest history
+
+var efforts = []block.Effort{block.Fast, block.Balanced, block.Strong, block.Off}
+
+// material cuts blocks out of a pool, with edits, zeros, runs and fresh bytes.
+type material struct {
+	r    *rand.Rand
+	pool []byte
+}
+
+func newMaterial(seed uint64) *material {
+	pool := append(blocktest.Random(seed, 100_000), blocktest.Text(seed, 100_000)...)
+	return &material{rand.New(rand.NewPCG(seed, 5)), append(pool, blocktest.Pages(seed, 30)...)}
+}
+
+func (m *material) block(n int) []byte {
+	b := make([]byte, 0, n+70_000)
+	for len(b) < n {
+		k := 1 + m.r.IntN(1<<(3+m.r.IntN(12)))
+		switch m.r.IntN(8) {
+		case 0:
+			b = append(b, make([]byte, k)...)
+		case 1:
+			b = append(b, blocktest.Random(m.r.Uint64(), k)...)
+		case 2:
+			b = append(b, bytes.Repeat([]byte{byte(k)}, k)...)
+		default:
+			o := m.r.IntN(len(m.pool))
+			b = append(b, m.pool[o:min(o+2*k, len(m.pool))]...)
+			b[m.r.IntN(len(b))]++
+		}
+	}
+	return b[:n]
+}
+
+func (m *material) any() []byte { return m.block(1 + m.r.IntN(1<<m.r.IntN(17))) }
+
+// pipe is one direction of a connection whose bodies, acks and nacks wait
+// until the test moves them.
+type pipe struct {
+	t          *testing.T
+	enc        *block.Encoder
+	dec        *block.Decoder
+	sent, got  []byte
+	bodies     [][]byte // on the way
+	acks       [][]byte // on the way back
+	nacks      [][]byte
+	misses     int
+	wire, most int // bytes of bodies; the most they may be
+}
+
+func newPipe(t *testing.T, from, to *dedupe.History, id uint64) *pipe {
+	return &pipe{t: t, enc: block.NewEncoder(from, id), dec: block.NewDecoder(to, id)}
+}
+
+func (p *pipe) send(src []byte, e block.Effort) {
+	prefix := []byte("head")
+	body := p.enc.Append(prefix, src, e)
+	if !bytes.HasPrefix(body, prefix) {
+		p.t.Fatal("dst was overwritten")
+	}
+	body = body[len(prefix):]
+	if limit := len(src) + len(src)/1024 + 64; len(body) > limit || len(body) > block.MaxFrame {
+		p.t.Fatalf("%d bytes became %d", len(src), len(body))
+	}
+	p.wire += len(body)
+	p.sent = append(p.sent, src...)
+	p.bodies = append(p.bodies, bytes.Clone(body))
+}
+
+// deliver moves one body.
+func (p *pipe) deliver() {
+	if len(p.bodies) == 0 {
+		return
+	}
+	was := len(p.got)
+	out, err := p.dec.Decode(p.got, p.bodies[0])
+	p.bodies = p.bodies[1:]
+	if errors.Is(err, block.ErrMiss) {
+		p.misses++
+		p.nacks = append(p.nacks, p.dec.AppendNack(nil))
+	} else if err != nil {
+		p.t.Fatal(err)
+	}
+	p.got = out
+	if !bytes.Equal(p.got[was:], p.sent[was:len(p.got)]) {
+		p.t.Fatalf("wrong bytes from %d on", was)
+	}
+	p.acks = append(p.acks, p.dec.AppendAck(nil))
+}
+
+// answer moves one nack, or else one ack, to the sender.
+func (p *pipe) answer() {
+	switch {
+	case len(p.nacks) > 0:
+		body, err := p.enc.Resend(nil, p.nacks[0])
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.nacks = p.nacks[1:]
+		p.bodies = append(p.bodies, body)
+	case len(p.acks) > 0:
+		if err := p.enc.Ack(p.acks[0]); err != nil {
+			p.t.Fatal(err)
+		}
+		p.acks = p.acks[1:]
+	}
+}
+
+// drain moves everything and checks that all of it arrived.
+func (p *pipe) drain() {
+	p.t.Helper()
+	for len(p.bodies)+len(p.nacks)+len(p.acks) > 0 {
+		p.deliver()
+		p.answer()
+	}
+	if !bytes.Equal(p.got, p.sent) {
+		p.t.Fatalf("%d bytes sent, %d arrived", len(p.sent), len(p.got))
+	}
+}
+
+// TestRoundTrip is 10,000 structured blocks through a ring that wraps many
+// times, over connections both ways, moved and acknowledged in random order.
+func TestRoundTrip(t *testing.T) {
+	rounds := 10_000
+	if testing.Short() {
+		rounds = 1000
+	}
+	a := blocktest.NewAgents(small)
+	m := newMaterial(1)
+	pipes := []*pipe{newPipe(t, a.A, a.B, 1), newPipe(t, a.A, a.B, 2), newPipe(t, a.B, a.A, 3), newPipe(t, a.B, a.A, 4), newPipe(t, nil, nil, 5)}
+	total, wire, misses := 0, 0, 0
+	for i := range rounds {
+		p := pipes[m.r.IntN(len(pipes))]
+		p.send(m.any(), efforts[i%len(efforts)])
+		for range m.r.IntN(5) {
+			q := pipes[m.r.IntN(len(pipes))]
+			q.deliver()
+			if m.r.IntN(2) == 0 {
+				q.answer()
+			}
+		}
+		if i%500 == 499 { // renew a connection
+			p.drain()
+			k := m.r.IntN(4)
+			q := pipes[k]
+			q.drain()
+			q.enc.Close()
+			q.dec.Close()
+			total, wire, misses = total+len(q.sent), wire+q.wire, misses+q.misses
+			from, to := a.A, a.B
+			if k >= 2 {
+				from, to = to, from
+			}
+			pipes[k] = newPipe(t, from, to, uint64(i))
+		}
+	}
+	for _, p := range pipes {
+		p.drain()
+		total, wire, misses = total+len(p.sent), wire+p.wire, misses+p.misses
+		if s, d := p.enc.Stats(), p.dec.Stats(); s.In != int64(len(p.sent)) || d.Out != s.In ||
+			s.Matched+s.Zero+s.Literal != s.In || d.Resent != int64(p.misses) || s.Resent != d.Resent {
+			t.Errorf("stats %+v and %+v for %d bytes", s, d, len(p.sent))
+		}
+	}
+	t.Logf("%d bytes as %d, %d misses", total, wire, misses)
+	if wire > total*3/4 {
+		t.Errorf("%d bytes became %d", total, wire)
+	}
+}
+
+// TestMisses: the receiver loses its history without the sender's knowing.
+// Everything in flight is repaired, in order, or kept meanwhile.
+func TestMisses(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	m := newMaterial(2)
+	first := newPipe(t, a.A, a.B, 1)
+	data := m.block(60_000)
+	first.send(data, block.Fast)
+	first.drain()
+
+	p := newPipe(t, a.A, dedupe.NewHistory(small), 2)
+	for range 8 {
+		p.send(data, block.Fast)
+		p.send(m.block(3000), block.Fast)
+	}
+	if p.wire > 80_000 {
+		t.Fatalf("nothing matched: %d bytes", p.wire)
+	}
+	p.deliver()
+	if p.misses != 1 || len(p.got) != 0 {
+		t.Fatalf("%d misses, %d bytes", p.misses, len(p.got))
+	}
+	for range 15 {
+		p.deliver()
+	}
+	if p.misses != 1 || len(p.got) != 0 {
+		t.Fatalf("%d misses, %d bytes while a block is missing", p.misses, len(p.got))
+	}
+	p.drain()
+	if p.misses < 1 {
+		t.Error("no miss")
+	}
+	was := p.misses
+	p.send(data, block.Fast)
+	p.drain()
+	if p.misses != was {
+		t.Error("the dropped source was used again")
+	}
+}
+
+// TestWrongToken: an encoder's mistake gives other bytes than meant; the
+// checksum finds it and the block is sent again (D-15).
+func TestWrongToken(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	page := blocktest.Random(3, 100_000)
+	p := newPipe(t, a.A, a.B, 1)
+	p.send(page, block.Off)
+	p.drain()
+	p.send(page[:50_000], block.Off)
+	body := p.bodies[0]
+	body[len(body)-1] ^= 8 // the last number: a source
+	p.drain()
+	if p.misses != 1 {
+		t.Errorf("%d misses", p.misses)
+	}
+}
+
+// TestFlips flips every bit of some bodies: an error, a miss, or the same
+// bytes.
+func TestFlips(t *testing.T) {
+	m := newMaterial(4)
+	one, two := m.block(1000), m.block(400)
+	h := dedupe.NewHistory(small)
+	for _, e := range efforts {
+		a := blocktest.NewAgents(small)
+		enc := block.NewEncoder(a.A, 1)
+		first := enc.Append(nil, one, e)
+		second := enc.Append(nil, append(bytes.Clone(two), one[100:900]...), e)
+		want := append(bytes.Clone(two), one[100:900]...)
+		for i := range 8 * len(second) {
+			bad := bytes.Clone(second)
+			bad[i/8] ^= 1 << (i % 8)
+			dec := block.NewDecoder(h, 1)
+			if _, err := dec.Decode(nil, first); err != nil {
+				t.Fatal(err)
+			}
+			got, err := dec.Decode(nil, bad)
+			if err == nil && !bytes.Equal(got, want) || err != nil && len(got) > 0 {
+				t.Fatalf("effort %d: bit %d flipped: %d bytes, %v", e, i, len(got), err)
+			}
+		}
+	}
+}
+
+// TestTruncations: every prefix of a body is refused or missed.
+func TestTruncations(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	m := newMaterial(5)
+	h := dedupe.NewHistory(small)
+	for _, e := range efforts {
+		body := block.NewEncoder(a.A, 1).Append(nil, m.block(700), e)
+		for n := range body {
+			dec := block.NewDecoder(h, 1)
+			if out, err := dec.Decode(nil, body[:n]); err == nil {
+				t.Fatalf("effort %d: %d bytes of %d gave %d bytes", e, n, len(body), len(out))
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	body := func() []byte { return block.NewEncoder(a.A, 7).Append(nil, []byte("hello"), block.Fast) }
+	for name, decode := range map[string]func() error{
+		"another connection": func() error {
+			_, err := block.NewDecoder(a.B, 8).Decode(nil, body())
+			return err
+		},
+		"the same again": func() error {
+			d, b := block.NewDecoder(a.B, 7), body()
+			if _, err := d.Decode(nil, b); err != nil {
+				t.Fatal(err)
+			}
+			_, err := d.Decode(nil, b)
+			return err
+		},
+		"history where there is none": func() error {
+			_, err := block.NewDecoder(nil, 7).Decode(nil, body())
+			return err
+		},
+		"resent though not asked": func() error {
+			e := block.NewEncoder(a.A, 7)
+			e.Append(nil, []byte("hello"), block.Fast)
+			b, err := e.Resend(nil, []byte{0, 0})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = block.NewDecoder(a.B, 7).Decode(nil, b)
+			return err
+		},
+		"too long": func() error {
+			_, err := block.NewDecoder(a.B, 7).Decode(nil, make([]byte, block.MaxFrame+1))
+			return err
+		},
+		"ack of nothing": func() error { return block.NewEncoder(a.A, 7).Ack([]byte{1}) },
+		"empty ack":      func() error { return block.NewEncoder(a.A, 7).Ack(nil) },
+		"empty nack": func() error {
+			_, err := block.NewEncoder(a.A, 7).Resend(nil, nil)
+			return err
+		},
+		"long nack": func() error {
+			_, err := block.NewEncoder(a.A, 7).Resend(nil, []byte{0, 17})
+			return err
+		},
+	} {
+		if err := decode(); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestClosed(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	e, d := block.NewEncoder(a.A, 1), block.NewDecoder(a.B, 1)
+	body := e.Append(nil, []byte("x"), block.Fast)
+	for range 2 {
+		e.Close()
+		d.Close()
+	}
+	if _, err := d.Decode(nil, body); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if err := e.Ack([]byte{1}); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := e.Resend(nil, []byte{0, 0}); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if out := d.AppendNack(nil); len(out) != 0 {
+		t.Errorf("a nack of nothing: %x", out)
+	}
+}
+
+// TestStale: after a restart the encoder goes on without the history, the
+// decoder says so.
+func TestStale(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	p := newPipe(t, a.A, a.B, 1)
+	data := blocktest.Random(6, 5000)
+	p.send(data, block.Fast)
+	p.send(data, block.Fast)
+	p.deliver()
+	a.B.Restart()
+	if !a.Meet() {
+		t.Fatal("the restart went unnoticed")
+	}
+	if _, err := p.dec.Decode(nil, p.bodies[0]); !errors.Is(err, block.ErrStale) {
+		t.Error(err)
+	}
+	body := p.enc.Append(nil, data, block.Fast)
+	if len(body) < len(data) {
+		t.Error("a stale encoder used the history")
+	}
+	q := newPipe(t, a.A, a.B, 2)
+	q.send(data, block.Fast)
+	q.drain()
+	if q.wire < len(data) || q.misses != 0 {
+		t.Errorf("%d bytes, %d misses after a restart", q.wire, q.misses)
+	}
+}
+
+// TestShapes is inputs that are hard on matchers: bounded growth, exact bytes
+// (D-16).
+func TestShapes(t *testing.T) {
+	period := bytes.Repeat(blocktest.Random(7, 4099), 100)
+	for name, src := range map[string][]byte{
+		"zeros":    make([]byte, 3*block.MaxBlock),
+		"ones":     bytes.Repeat([]byte{255}, 2*block.MaxBlock),
+		"random":   blocktest.Random(8, 3*block.MaxBlock+1),
+		"period":   period,
+		"sawtooth": bytes.Repeat([]byte{0, 1, 2, 3, 4, 5, 6, 7}, 60_000),
+		"mixed":    bytes.Repeat(append(make([]byte, 100), blocktest.Random(9, 100)...), 2000),
+	} {
+		a := blocktest.NewAgents(4 << 20)
+		c, at := a.Forward(1), 0
+		check := func(b []byte) {
+			if !bytes.Equal(b, src[at:at+len(b)]) {
+				t.Errorf("%s: wrong bytes at %d", name, at)
+			}
+			at += len(b)
+		}
+		for _, limit := range []int{len(src) + len(src)/1000 + 64, 4000} {
+			at, c.Wire = 0, 0
+			if err := c.Send(src, block.Balanced, check); err != nil || at != len(src) {
+				t.Errorf("%s: %d of %d bytes: %v", name, at, len(src), err)
+			}
+			if c.Wire > limit {
+				t.Errorf("%s: %d bytes became %d", name, len(src), c.Wire)
+			}
+		}
+	}
+}
+
+// TestBytewise sends a byte at a time.
+func TestBytewise(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	p := newPipe(t, a.A, a.B, 1)
+	for _, b := range blocktest.Text(1, 3000) {
+		p.send([]byte{b}, block.Balanced)
+		p.deliver()
+	}
+	p.drain()
+	if p.wire > 3000*13 {
+		t.Errorf("%d bytes for 3000", p.wire)
+	}
+}
+
+// TestReturnTrip: guest pages go one way, and come back edited, for little
+// more than the edits.
+func TestReturnTrip(t *testing.T) {
+	src := blocktest.Pages(1, 4<<10)
+	back, edited, pages := blocktest.Edit(src, 2, 100)
+	a := blocktest.NewAgents(32 << 20)
+	if err := a.Forward(1).Send(src, block.Fast, nil); err != nil {
+		t.Fatal(err)
+	}
+	c, at := a.Backward(2), 0
+	err := c.Send(back, block.Fast, func(b []byte) {
+		if !bytes.Equal(b, back[at:at+len(b)]) {
+			t.Errorf("wrong bytes at %d", at)
+		}
+		at += len(b)
+	})
+	blocks := len(src)/block.MaxBlock + 1
+	t.Logf("%d bytes: %d for %d edited bytes on %d pages, %d blocks", len(src), c.Wire, edited, pages, blocks)
+	if err != nil || c.Wire > (edited+12*pages)*3/2+12*blocks {
+		t.Errorf("%d bytes: %v", c.Wire, err)
+	}
+}
+
+// TestBombs: bodies that claim much allocate little.
+func TestBombs(t *testing.T) {
+	h := dedupe.NewHistory(small)
+	num := func(b []byte, vs ...uint64) []byte {
+		for _, v := range vs {
+			b = binary.AppendUvarint(b, v)
+		}
+		return b
+	}
+	sum := make([]byte, 8)
+	for name, body := range map[string][]byte{
+		"zeros":       append(num([]byte{0x60}, 1<<40, 1<<20, 0, 1), append(sum, 0, 1, 2)...),
+		"tokens":      append(num([]byte{0x60}, 1<<40, 1<<20, 0, 16384), sum...),
+		"s2 literals": append(num([]byte{0x61}, 1<<40, 1<<20, 0, 0), append(sum, 0xff, 0xff, 0xff, 0x7f)...),
+		"zstd window": append(num([]byte{0x62}, 1<<40, 1<<20, 0, 0), append(sum, 0x28, 0xb5, 0x2f, 0xfd, 0, 0x98, 1, 0, 0)...),
+		"zstd tokens": append(num([]byte{0x68}, 1<<40, 1<<20, 0, 16384, 200_000, 9), append(sum, 0x28, 0xb5, 0x2f, 0xfd, 0, 0x98, 1, 0, 0)...),
+		"position":    append(num([]byte{0x60}, 1<<62, 0, 0, 0), make([]byte, 300_000)...),
+		"run":         append([]byte{0x5c}, sum...),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		out, err := block.NewDecoder(h, 1).Decode(nil, body)
+		runtime.ReadMemStats(&after)
+		if err == nil || len(out) > 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(out), err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 4*block.MaxBlock+1<<20 {
+			t.Errorf("%s: allocated %d", name, used)
+		}
+	}
+}
+
+// TestHeldBound: a peer that runs ahead of a repair without end is cut off.
+func TestHeldBound(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	data := blocktest.Random(10, block.MaxBlock)
+	if err := a.Forward(1).Send(data, block.Off, nil); err != nil {
+		t.Fatal(err)
+	}
+	e, d := block.NewEncoder(a.A, 2), block.NewDecoder(dedupe.NewHistory(small), 2)
+	var err error
+	n := 0
+	for ; n < 2000 && (err == nil || n == 1); n++ {
+		var out []byte
+		out, err = d.Decode(nil, e.Append(nil, data, block.Off))
+		if len(out) > 0 || n == 0 && !errors.Is(err, block.ErrMiss) {
+			t.Fatalf("block %d: %d bytes, %v", n, len(out), err)
+		}
+		if n == 0 {
+			err = nil
+		}
+	}
+	if !errors.Is(err, block.ErrCorrupt) || n != block.MaxHeld/block.MaxBlock+2 {
+		t.Errorf("%d blocks: %v", n, err)
+	}
+}
+
+func TestAppendPanics(t *testing.T) {
+	for _, n := range []int{0, block.MaxBlock + 1} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%d bytes were taken", n)
+				}
+			}()
+			block.NewEncoder(nil, 1).Append(nil, make([]byte, n), block.Fast)
+		}()
+	}
+}
+
+// TestAllocs: a block costs no allocation once everything has its size.
+func TestAllocs(t *testing.T) {
+	a := blocktest.NewAgents(16 << 20)
+	src := append(blocktest.Random(11, 100_000), blocktest.Text(11, 100_000)...)
+	for _, e := range efforts {
+		c := a.Forward(uint64(e))
+		step := 0
+		n := testing.AllocsPerRun(100, func() {
+			src[step*1009%len(src)]++
+			step++
+			if err := c.Send(src, e, nil); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n > 1 {
+			t.Errorf("effort %d: %v allocations a block", e, n)
+		}
+		c.Close()
+	}
+}
