@@ -69,22 +69,49 @@ func (n *netns) do(f func() error) error {
 	return <-errs
 }
 
-func (n *netns) dial(network, from, to string) net.Conn {
-	n.t.Helper()
-	var c net.Conn
-	err := n.do(func() (err error) {
+// tryDial opens a TCP connection from a socket of the namespace.
+func (n *netns) tryDial(from, to string) (c net.Conn, err error) {
+	err = n.do(func() (err error) {
 		d := net.Dialer{Timeout: connTimeout}
 		if from != "" {
 			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 		}
-		c, err = d.Dial(network, to)
+		c, err = d.Dial("tcp4", to)
 		return err
 	})
+	return c, err
+}
+
+func (n *netns) dial(from, to string) net.Conn {
+	n.t.Helper()
+	c, err := n.tryDial(from, to)
 	if err != nil {
 		n.t.Fatalf("%s: dial %s: %v", n.name, to, err)
 	}
 	n.t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// dialLater dials in the background.
+func (n *netns) dialLater(to string) func() net.Conn {
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := n.tryDial("", to)
+		done <- result{c, err}
+	}()
+	return func() net.Conn {
+		n.t.Helper()
+		r := <-done
+		if r.err != nil {
+			n.t.Fatalf("%s: dial %s: %v", n.name, to, r.err)
+		}
+		n.t.Cleanup(func() { r.c.Close() })
+		return r.c
+	}
 }
 
 func (n *netns) listen(addr string) net.Listener {

@@ -66,9 +66,9 @@ type linkView struct {
 }
 
 type linkFamily struct {
-	V                              int
-	IP, Type                       string
-	Subnets, Movers, Anchor, Fresh []string
+	V                                    int
+	IP, Type                             string
+	Subnets, Movers, Anchor, Fresh, Left []string
 }
 
 // ruleView is one match of a stream rule.
@@ -161,6 +161,9 @@ func (p *planner) linkSets(f *linkFamily, l namedLink, v6 bool) {
 		}
 		f.Movers = append(f.Movers, w.IP.String())
 		o := p.owners[w.Name]
+		if o.Fresh && o.Site == l.name {
+			f.Left = append(f.Left, w.IP.String())
+		}
 		if p.elsewhere(o) != l.name {
 			continue
 		}

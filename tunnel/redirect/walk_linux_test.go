@@ -35,7 +35,7 @@ type world struct {
 	workload               config.Workload
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, streams bool) *world {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}
@@ -45,7 +45,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.bridgeOf = map[*netns]string{w.e1: "br-lan", w.e2: "br-app"}
 	w.wire()
-	w.startManagers()
+	w.startManagers(streams)
 	return w
 }
 
@@ -115,19 +115,19 @@ func (w *world) count(e *netns, dev string, port int) int {
 }
 
 // startManagers runs the real thing at both edges; gossip crosses in memory.
-func (w *world) startManagers() {
+func (w *world) startManagers(streams bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	managers := make(map[string]*Manager)
 	for i, site := range []string{"dc1", "dc2"} {
 		cfg := siteConfig(site)
-		cfg.Streams, cfg.Workloads = nil, cfg.Workloads[:1]
+		cfg.Workloads = cfg.Workloads[:1]
 		for _, port := range []uint16{portPush, portNew} {
 			cfg.Services = append(cfg.Services, config.Service{Name: fmt.Sprint(port), Workload: "app", Port: port, At: map[string]netip.AddrPort{
 				"dc1": netip.AddrPortFrom(ip("203.0.113.10"), port), "dc2": netip.AddrPortFrom(ip("198.51.100.20"), port)}})
 		}
 		w.kernels[i] = NewLinux(nil)
-		m, err := New(Config{Cfg: cfg, Links: siteLinks(site), Kernel: w.kernels[i],
+		m, err := New(Config{Cfg: cfg, Links: siteLinks(site), Kernel: w.kernels[i], Streams: streams,
 			Send: func(peer string, msg []byte) bool { managers[peer].FromPeer(site, msg); return true }})
 		if err != nil {
 			w.t.Fatal(err)
@@ -331,7 +331,7 @@ func (w *world) expect(where string, k *talk, port int, want delta) {
 // The packet walk of the design page, both ways and twice, with the real
 // tables at both edges.
 func TestPacketWalk(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, false)
 	for _, port := range []int{portService, portNew, portHost} {
 		echo(w.vm.listen(fmt.Sprintf("10.1.0.50:%d", port)))
 	}
@@ -343,7 +343,7 @@ func TestPacketWalk(t *testing.T) {
 	seenNew := echo(w.c1.listen(fmt.Sprintf("192.0.2.7:%d", portNewNet)))
 
 	open := func(name string, n *netns, from, to string) *talk {
-		return &talk{name: name, conn: n.dial("tcp4", from, to)}
+		return &talk{name: name, conn: n.dial(from, to)}
 	}
 	service := open("client to the service", w.c1, "192.0.2.7", "203.0.113.10:443")
 	pushed := open("machine speaking to the client", w.c1, "192.0.2.7", "203.0.113.10:444")
