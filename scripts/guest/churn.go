@@ -38,7 +38,7 @@ func (c *churn) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			c.step(min(now.Sub(last), maxCatchUp))
+			c.step(max(0, min(now.Sub(last), maxCatchUp)))
 			last = now
 		}
 	}

@@ -4,6 +4,7 @@
 // open. Its standard output is the machine's console.
 //
 //	guest run                 what the machine's init starts
+//	guest tick                do nothing, often: see init
 //	guest cert DIR NAME       make the certificate that goes into the image
 package main
 
@@ -26,6 +27,8 @@ const (
 	securePort   = ":443"
 	// pace is the time between two requests on the guest's own connections.
 	pace = 200 * time.Millisecond
+	// tick is how often a second process interrupts the application.
+	tick = 5 * time.Millisecond
 )
 
 // Destinations of the guest's own connections: the database host at site 1, and
@@ -61,10 +64,13 @@ func run(args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == "run":
 		return serve(context.Background(), third, "/etc/tls")
+	case len(args) == 1 && args[0] == "tick":
+		for range time.Tick(tick) {
+		}
 	case len(args) == 3 && args[0] == "cert":
 		return makeCert(args[1], args[2])
 	}
-	return errors.New("usage: guest run | guest cert DIR NAME")
+	return errors.New("usage: guest run | guest tick | guest cert DIR NAME")
 }
 
 // say writes a line to the console.
