@@ -112,15 +112,17 @@ func TestForgedCarrier(t *testing.T) {
 		if d := a.Stats().Drops; d.Forged != 4 || d.NotIP != 2 || d.TooBig != 1 || delivered != 0 {
 			t.Errorf("%+v, %d frames delivered", d, delivered)
 		}
-		// The same from an authenticated peer that breaks the rules: straight
-		// into the device's Write.
-		foreign := b.Stats().Drops.Foreign
+		// The same from an authenticated peer that breaks the rules.
 		version := linkPacket(a, b, 1)
 		version[20] = 0x21
+		a.mux.mu.Lock()
 		for _, p := range [][]byte{reverse, spoofed, options, version} {
-			b.mux.Write([][]byte{append(make([]byte, 16), p...)}, 16)
+			copy(a.mux.control.push(len(p)), p)
 		}
-		if d := b.Stats().Drops; d.Foreign != foreign+3 || d.Version != 1 || delivered != 0 || len(b.tun.Out) != 0 {
+		a.mux.mu.Unlock()
+		a.mux.signal()
+		time.Sleep(time.Second)
+		if d := b.Stats().Drops; d.Foreign != 3 || d.Version != 1 || delivered != 0 || len(b.tun.Out) != 0 {
 			t.Errorf("%+v, %d frames delivered, %d packets out", d, delivered, len(b.tun.Out))
 		}
 	})
