@@ -41,14 +41,13 @@ type matcher struct {
 	lit int // where the pending literals begin
 	at  int // where to look next
 
-	// run is the source of the last match: the bytes at src[o:] are expected
-	// at ring run, position diag+o (diag wraps).
-	run    Ring
-	diag   uint64
-	hasRun bool
-	low    [2]uint64 // legal sources begin here
-	floor  [2]uint64 // lowest source used
-	good   [2]prefix // the legality rule
+	// run is where the last match went on.
+	// other is the run before, if it was long: a page out of order interrupts a
+	// run only for the time of that page.
+	run, other run
+	low        [2]uint64 // legal sources begin here
+	floor      [2]uint64 // lowest source used
+	good       [2]prefix // the legality rule
 }
 
 // newMatcher makes the matcher of a connection: it may use its own and
@@ -77,7 +76,8 @@ func (m *matcher) match(src []byte) {
 		}
 		m.skip()
 	}
-	m.diag += uint64(len(src))
+	m.run.diag += uint64(len(src))
+	m.other.diag += uint64(len(src))
 	m.src = nil
 }
 
@@ -99,7 +99,7 @@ func (m *matcher) emit(start, n int, r Ring, pos uint64) {
 	m.at = start + n
 	if r != Zeros {
 		m.floor[r] = min(m.floor[r], pos)
-		m.run, m.diag, m.hasRun = r, pos-uint64(start), true
+		m.turn(r, pos-uint64(start), n)
 	}
 	if k := len(m.tokens) - 1; k >= 0 && start == m.lit {
 		last := &m.tokens[k]
@@ -113,15 +113,46 @@ func (m *matcher) emit(start, n int, r Ring, pos uint64) {
 	m.lit = m.at
 }
 
+// run says that the bytes at src[o:] are expected at position diag+o of ring
+// (diag wraps). long is how many bytes it has given; 0 if there is no run.
+type run struct {
+	ring Ring
+	diag uint64
+	long int
+}
+
+// longRun is what makes a run worth going back to.
+const longRun = 8 << 10
+
+// turn notes that the last match, of n bytes, lies on the run of r and diag.
+func (m *matcher) turn(r Ring, diag uint64, n int) {
+	if m.run.ring == r && m.run.diag == diag {
+		m.run.long += n
+		return
+	}
+	last := m.run
+	if m.run = (run{r, diag, n}); m.other.ring == r && m.other.diag == diag {
+		m.run.long += m.other.long
+	}
+	if last.long >= longRun {
+		m.other = last
+	}
+}
+
 // follow tries the bytes right behind the last match's source, or a little
-// further on after an edit in place.
+// further on after an edit in place; or where the run before would be by now.
 func (m *matcher) follow() bool {
-	if !m.hasRun {
+	return m.along(m.run, resyncGap) || m.other != m.run && m.along(m.other, 0)
+}
+
+// along tries to go on with a run, which may have up to gap other bytes first.
+func (m *matcher) along(u run, gap int) bool {
+	if u.long == 0 {
 		return false
 	}
-	pos := m.diag + uint64(m.at)
-	ring := m.h.source(m.run)
-	if !m.legal(m.run, pos) {
+	pos := u.diag + uint64(m.at)
+	ring := m.h.source(u.ring)
+	if !m.legal(u.ring, pos) {
 		return false
 	}
 	seg, i, mu := ring.segment(pos)
@@ -131,14 +162,14 @@ func (m *matcher) follow() bool {
 	rest := m.src[m.at:]
 	skip, n := 0, commonPrefix(rest, seg[i:])
 	if n < MinToken {
-		skip, n = resync(rest, seg[i:], resyncGap)
+		skip, n = resync(rest, seg[i:], gap)
 	}
 	back := 0
 	if skip == 0 && n > 0 {
 		back = commonSuffix(m.src[m.lit:m.at], seg[:i])
 	}
 	mu.RUnlock()
-	return n > 0 && m.accept(m.at+skip, back, n, m.run, pos+uint64(skip), MinToken)
+	return n > 0 && m.accept(m.at+skip, back, n, u.ring, pos+uint64(skip), MinToken)
 }
 
 // legal says whether pos itself may be referred to. It comes before comparing:

@@ -527,6 +527,9 @@ func TestAppendPanics(t *testing.T) {
 
 // TestAllocs: a block costs no allocation once everything has its size.
 func TestAllocs(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes pools forget")
+	}
 	a := blocktest.NewAgents(16 << 20)
 	src := append(blocktest.Random(11, 100_000), blocktest.Text(11, 100_000)...)
 	for _, e := range efforts {
@@ -539,7 +542,7 @@ func TestAllocs(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		if n > 1 {
+		if n > 0 {
 			t.Errorf("effort %d: %v allocations a block", e, n)
 		}
 		c.Close()
