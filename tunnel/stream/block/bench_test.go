@@ -78,7 +78,7 @@ func BenchmarkReturn(b *testing.B) {
 		decode bool
 	}{{"again", src, false}, {"edited", back, false}, {"edited+decode", back, true}} {
 		b.Run(bench.name, func(b *testing.B) {
-			p := blocktest.NewAgents(1 << 30)
+			p := blocktest.NewAgents(160 << 20)
 			if err := p.Forward(1).Send(src, block.Fast, nil); err != nil {
 				b.Fatal(err)
 			}

@@ -1,0 +1,139 @@
+package block_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"runtime"
+	"testing"
+
+	"stitch/dedupe"
+	"stitch/tunnel/stream/block"
+	"stitch/tunnel/stream/block/blocktest"
+)
+
+// TestFlips flips every bit of some bodies: an error, a miss, or the same
+// bytes.
+func TestFlips(t *testing.T) {
+	m := newMaterial(4)
+	one, two := m.block(1000), m.block(400)
+	h := dedupe.NewHistory(small)
+	for _, e := range efforts {
+		a := blocktest.NewAgents(small)
+		enc := block.NewEncoder(a.A, 1)
+		first := enc.Append(nil, one, e)
+		second := enc.Append(nil, append(bytes.Clone(two), one[100:900]...), e)
+		want := append(bytes.Clone(two), one[100:900]...)
+		for i := range 8 * len(second) {
+			bad := bytes.Clone(second)
+			bad[i/8] ^= 1 << (i % 8)
+			dec := block.NewDecoder(h, 1)
+			if _, err := dec.Decode(nil, first); err != nil {
+				t.Fatal(err)
+			}
+			got, err := dec.Decode(nil, bad)
+			if err == nil && !bytes.Equal(got, want) || err != nil && len(got) > 0 {
+				t.Fatalf("effort %d: bit %d flipped: %d bytes, %v", e, i, len(got), err)
+			}
+		}
+	}
+}
+
+// TestTruncations: every prefix of a body is refused or missed.
+func TestTruncations(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	m := newMaterial(5)
+	h := dedupe.NewHistory(small)
+	for _, e := range efforts {
+		body := block.NewEncoder(a.A, 1).Append(nil, m.block(700), e)
+		for n := range body {
+			dec := block.NewDecoder(h, 1)
+			if out, err := dec.Decode(nil, body[:n]); err == nil {
+				t.Fatalf("effort %d: %d bytes of %d gave %d bytes", e, n, len(body), len(out))
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	a := blocktest.NewAgents(small)
+	body := func() []byte { return block.NewEncoder(a.A, 7).Append(nil, []byte("hello"), block.Fast) }
+	for name, decode := range map[string]func() error{
+		"another connection": func() error {
+			_, err := block.NewDecoder(a.B, 8).Decode(nil, body())
+			return err
+		},
+		"the same again": func() error {
+			d, b := block.NewDecoder(a.B, 7), body()
+			if _, err := d.Decode(nil, b); err != nil {
+				t.Fatal(err)
+			}
+			_, err := d.Decode(nil, b)
+			return err
+		},
+		"history where there is none": func() error {
+			_, err := block.NewDecoder(nil, 7).Decode(nil, body())
+			return err
+		},
+		"resent though not asked": func() error {
+			e := block.NewEncoder(a.A, 7)
+			e.Append(nil, []byte("hello"), block.Fast)
+			b, err := e.Resend(nil, []byte{0, 0})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = block.NewDecoder(a.B, 7).Decode(nil, b)
+			return err
+		},
+		"too long": func() error {
+			_, err := block.NewDecoder(a.B, 7).Decode(nil, make([]byte, block.MaxFrame+1))
+			return err
+		},
+		"ack of nothing": func() error { return block.NewEncoder(a.A, 7).Ack([]byte{1}) },
+		"empty ack":      func() error { return block.NewEncoder(a.A, 7).Ack(nil) },
+		"empty nack": func() error {
+			_, err := block.NewEncoder(a.A, 7).Resend(nil, nil)
+			return err
+		},
+		"long nack": func() error {
+			_, err := block.NewEncoder(a.A, 7).Resend(nil, []byte{0, 17})
+			return err
+		},
+	} {
+		if err := decode(); !errors.Is(err, block.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestBombs: bodies that claim much allocate little.
+func TestBombs(t *testing.T) {
+	h := dedupe.NewHistory(small)
+	num := func(b []byte, vs ...uint64) []byte {
+		for _, v := range vs {
+			b = binary.AppendUvarint(b, v)
+		}
+		return b
+	}
+	sum := make([]byte, 8)
+	for name, body := range map[string][]byte{
+		"zeros":       append(num([]byte{0x60}, 1<<40, 1<<20, 0, 1), append(sum, 0, 1, 2)...),
+		"tokens":      append(num([]byte{0x60}, 1<<40, 1<<20, 0, 16384), sum...),
+		"s2 literals": append(num([]byte{0x61}, 1<<40, 1<<20, 0, 0), append(sum, 0xff, 0xff, 0xff, 0x7f)...),
+		"zstd window": append(num([]byte{0x62}, 1<<40, 1<<20, 0, 0), append(sum, 0x28, 0xb5, 0x2f, 0xfd, 0, 0x98, 1, 0, 0)...),
+		"zstd tokens": append(num([]byte{0x68}, 1<<40, 1<<20, 0, 16384, 200_000, 9), append(sum, 0x28, 0xb5, 0x2f, 0xfd, 0, 0x98, 1, 0, 0)...),
+		"position":    append(num([]byte{0x60}, 1<<62, 0, 0, 0), make([]byte, 300_000)...),
+		"run":         append([]byte{0x5c}, sum...),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		out, err := block.NewDecoder(h, 1).Decode(nil, body)
+		runtime.ReadMemStats(&after)
+		if err == nil || len(out) > 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(out), err)
+		}
+		if used := after.TotalAlloc - before.TotalAlloc; used > 4*block.MaxBlock+1<<20 {
+			t.Errorf("%s: allocated %d", name, used)
+		}
+	}
+}
