@@ -111,19 +111,19 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 }
 
 // sending lets the handshaker see a message and arms the timer for its copies.
-// It reports whether to keep the message back.
-func (b *binder) sending(msg []byte, ep conn.Endpoint) (keep bool) {
+// It reports whether to hold the message back.
+func (b *binder) sending(msg []byte, ep conn.Endpoint) (hold bool) {
 	now := time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed == nil {
 		return false
 	}
-	keep = b.hs.sent(msg, ep, now)
+	hold = b.hs.sent(msg, ep, now)
 	b.watching.Store(b.hs.reply.live())
 	_, _, next := b.hs.due(now)
 	b.arm(next.Sub(now))
-	return keep
+	return hold
 }
 
 // arm sets the timer; b.mu is held.

@@ -39,17 +39,20 @@ const (
 // only until it is used (BeginSymmetricSession swaps it).
 //
 // Both ends must never accept an initiation at once. So the winner stops its
-// copies early enough that none is on its way when the window ends, and does
-// not send a first one while an initiation of the peer, let through a moment
-// before, may still be accepted.
+// copies early enough that none is on its way when the window ends. And since
+// wireguard-go handles messages on several goroutines, what it is doing at this
+// moment is left to end first: an initiation is held back for a moment when one
+// of the peer may just be accepted or has just been answered, and dropped when
+// an answer to ours has just arrived.
 type handshaker struct {
 	wins bool
 	// rtt is the smoothed round-trip time; 0 means not known yet.
 	rtt time.Duration
 	// own is our initiation, reply our response, each until it is answered.
 	own, reply pending
-	// passed is when an initiation was last let through and not yet answered.
-	passed time.Time
+	// passed is when an initiation was last let through and not yet answered;
+	// answered is when the answer to ours came.
+	passed, answered time.Time
 }
 
 // pending is a message of ours that waits for its answer.
@@ -59,6 +62,7 @@ type pending struct {
 	index uint32 // what the answer is addressed to
 	born  time.Time
 	next  time.Time // when to send it again; zero: never
+	held  bool      // it has not been sent at all yet
 }
 
 func (p *pending) live() bool { return len(p.data) > 0 }
@@ -67,7 +71,7 @@ func (p *pending) clear()     { p.data, p.to = p.data[:0], nil }
 func (p *pending) set(data []byte, to conn.Endpoint, now time.Time, again time.Duration) {
 	p.data = append(p.data[:0], data...)
 	p.to, p.index = to, binary.LittleEndian.Uint32(data[4:])
-	p.born, p.next = now, now.Add(again)
+	p.born, p.next, p.held = now, now.Add(again), false
 }
 
 // window is how long our initiation has precedence.
@@ -86,16 +90,17 @@ func (h *handshaker) quiet() time.Duration {
 }
 
 // sent notes a handshake message that wireguard-go sends, and reports whether
-// to keep it back for now; other messages are ignored.
-func (h *handshaker) sent(msg []byte, to conn.Endpoint, now time.Time) (keep bool) {
+// to hold it back for now; other messages are ignored.
+func (h *handshaker) sent(msg []byte, to conn.Endpoint, now time.Time) (hold bool) {
 	switch messageType(msg) {
 	case device.MessageInitiationType:
-		keep = h.wins && !h.passed.IsZero() && now.Sub(h.passed) < digest
-		again := h.again()
-		if keep {
-			again = digest
+		answering := h.reply.live() && now.Sub(h.reply.born) < digest
+		if answering || h.wins && now.Sub(h.passed) < digest {
+			h.own.set(msg, to, now, digest)
+			h.own.held = true
+			return true
 		}
-		h.own.set(msg, to, now, again)
+		h.own.set(msg, to, now, h.again())
 		h.reply.clear()
 	case device.MessageResponseType:
 		// It accepted an initiation of the peer, and forgot its own.
@@ -103,24 +108,29 @@ func (h *handshaker) sent(msg []byte, to conn.Endpoint, now time.Time) (keep boo
 		h.own.clear()
 		h.passed = time.Time{}
 	}
-	return keep
+	return false
 }
 
 // received looks at a message from the network and reports whether to drop it.
 func (h *handshaker) received(msg []byte, now time.Time) (drop bool) {
 	switch messageType(msg) {
 	case device.MessageInitiationType:
-		if h.wins && h.own.live() && now.Sub(h.own.born) < h.window() {
+		ours := h.wins && h.own.live() && !h.own.held && now.Sub(h.own.born) < h.window()
+		if ours || now.Sub(h.answered) < digest {
 			return true
 		}
 		h.passed = now
 	case device.MessageResponseType:
 		if h.own.live() && binary.LittleEndian.Uint32(msg[8:]) == h.own.index {
 			h.own.clear()
+			h.answered = now
 		}
 	case device.MessageTransportType:
 		if h.reply.live() && binary.LittleEndian.Uint32(msg[4:]) == h.reply.index {
 			h.reply.clear()
+			if h.own.held {
+				h.own.clear() // there is a session: it is not needed
+			}
 		}
 	}
 	return false
@@ -142,7 +152,7 @@ func (h *handshaker) due(now time.Time) (data []byte, to conn.Endpoint, next tim
 		case now.Sub(p.born) >= p.lasts:
 			p.next = time.Time{}
 		case !now.Before(p.next):
-			p.next = now.Add(h.again())
+			p.next, p.held = now.Add(h.again()), false
 			return p.data, p.to, now
 		case next.IsZero() || p.next.Before(next):
 			next = p.next

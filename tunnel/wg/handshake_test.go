@@ -117,7 +117,7 @@ func TestPrecedence(t *testing.T) {
 		}
 		h = handshaker{wins: true, rtt: rtt}
 		if h.sent(hsMessage(1, 7, 0), simEndpoint{}, now) {
-			t.Error("kept back without cause")
+			t.Error("held back without cause")
 		}
 		window := max(minWindow, 3*rtt)
 		if !h.received(theirs, now.Add(window-1)) || h.received(theirs, now.Add(window)) {
@@ -125,7 +125,7 @@ func TestPrecedence(t *testing.T) {
 		}
 		h.sent(hsMessage(1, 7, 0), simEndpoint{}, now.Add(time.Minute))
 		h.received(hsMessage(2, 8, 7), now.Add(time.Minute))
-		if h.received(theirs, now.Add(time.Minute)) {
+		if h.received(theirs, now.Add(time.Minute+digest)) {
 			t.Error("dropped although ours is answered")
 		}
 	}
@@ -133,13 +133,13 @@ func TestPrecedence(t *testing.T) {
 
 // The winner's own initiation waits while one of the peer may be accepted, and
 // is not sent at all if it is.
-func TestKeptBack(t *testing.T) {
+func TestHeldBack(t *testing.T) {
 	now := time.Unix(1000, 0)
 	for _, accepted := range []bool{true, false} {
 		h := handshaker{wins: true}
 		h.received(hsMessage(1, 9, 0), now)
 		if !h.sent(hsMessage(1, 7, 0), simEndpoint{}, now.Add(digest-1)) {
-			t.Error("not kept back")
+			t.Error("not held back")
 		}
 		if accepted {
 			h.sent(hsMessage(2, 8, 9), simEndpoint{}, now.Add(digest-1))
@@ -151,8 +151,44 @@ func TestKeptBack(t *testing.T) {
 		h = handshaker{wins: true}
 		h.received(hsMessage(1, 9, 0), now)
 		if h.sent(hsMessage(1, 7, 0), simEndpoint{}, now.Add(digest)) {
-			t.Error("kept back for too long")
+			t.Error("held back for too long")
 		}
+	}
+}
+
+// An initiation that follows right after a response is not sent if that one
+// brings a session, at either end.
+func TestHeldBackAfterResponse(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, wins := range []bool{true, false} {
+		for _, session := range []bool{true, false} {
+			h := handshaker{wins: wins}
+			h.sent(hsMessage(2, 8, 9), simEndpoint{}, now)
+			if !h.sent(hsMessage(1, 7, 0), simEndpoint{}, now) {
+				t.Error("not held back")
+			}
+			if h.received(hsMessage(1, 9, 0), now) {
+				t.Error("an initiation that was not sent has precedence")
+			}
+			if session {
+				h.received(hsMessage(4, 8, 0), now)
+			}
+			data, _, _ := h.due(now.Add(digest))
+			if got := messageType(data) == 1; got == session {
+				t.Errorf("session %v: initiation sent %v", session, got)
+			}
+		}
+	}
+}
+
+// Right after the answer to ours, an initiation of the peer is a straggler.
+func TestStraggler(t *testing.T) {
+	now := time.Unix(1000, 0)
+	h := handshaker{}
+	h.sent(hsMessage(1, 7, 0), simEndpoint{}, now)
+	h.received(hsMessage(2, 8, 7), now)
+	if !h.received(hsMessage(1, 9, 0), now.Add(digest-1)) || h.received(hsMessage(1, 9, 0), now.Add(digest)) {
+		t.Error("stragglers are not dropped for exactly the time of a digest")
 	}
 }
 
@@ -168,8 +204,8 @@ func FuzzHandshaker(f *testing.F) {
 			m := hsMessage(kind, uint32(op&3), uint32(op>>2&3))
 			if op&1 == 0 {
 				h.sent(m, simEndpoint{}, now)
-			} else if h.received(m, now) && (kind != 1 || !wins) {
-				t.Fatalf("dropped a message of type %d, winner %v", kind, wins)
+			} else if h.received(m, now) && kind != 1 {
+				t.Fatalf("dropped a message of type %d", kind)
 			}
 			for range 3 {
 				if _, _, next := h.due(now); next.IsZero() || next.After(now) {
