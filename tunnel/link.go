@@ -83,7 +83,7 @@ func (p *linkPlane) open() error {
 	}
 	for _, seg := range p.cfg.Segments {
 		if err := p.openSegment(seg); err != nil {
-			return fmt.Errorf("segment %d: %w", seg.ID, err)
+			return err
 		}
 	}
 	return p.openRedirect()
