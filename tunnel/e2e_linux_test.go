@@ -66,6 +66,14 @@ func world(t *testing.T, o lab.Options) *lab.Lab {
 		o.History = "128MiB"
 	}
 	l := lab.Start(t, o)
+	if o.Streams { // they are ready a moment after the link; until then nothing is split
+		for _, e := range []string{"e1", "e2"} {
+			eventually(t, 5*time.Second, "streams of "+e+" are ready", func() bool {
+				peers := streamStats(t, l, e).Peers
+				return len(peers) == 1 && peers[0].Ready > 0
+			})
+		}
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, e := range []string{"e1", "e2"} {
@@ -154,8 +162,10 @@ func agentStatus(l *lab.Lab, edge string) (control.Status, error) {
 // streamStats are the counters of an edge's stream process.
 func streamStats(t *testing.T, l *lab.Lab, edge string) (out stream.Stats) {
 	t.Helper()
-	if err := json.Unmarshal(status(t, l, edge).Streams, &out); err != nil {
-		t.Fatal(err)
+	if doc := status(t, l, edge).Streams; doc != nil {
+		if err := json.Unmarshal(doc, &out); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return out
 }
