@@ -108,6 +108,7 @@ func TestNotAnOpenRelay(t *testing.T) {
 		{"peer's subnet to the Internet", "10.2.0.99:0", "192.0.2.7:9000", false},
 		{"machine to the Internet, nothing known here", "10.1.0.50:0", "192.0.2.7:9000", false},
 		{"link address into the LAN", "169.254.7.2:0", "10.1.1.20:9000", false},
+		{"link address to a machine", "169.254.7.2:0", "10.1.0.50:9000", false},
 	} {
 		spoofed := strings.HasPrefix(c.from, "10.1.0.50:")
 		if spoofed {
@@ -150,7 +151,8 @@ func TestBounceOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.d1.udp("10.1.1.20:0").WriteTo([]byte("where are you?"), to); err != nil {
+	w.c1.sh("ip route add 10.1.0.50 via 203.0.113.10")
+	if _, err := w.c1.udp("192.0.2.7:0").WriteTo([]byte("where are you?"), to); err != nil {
 		t.Fatal(err)
 	}
 	crossings := func() int { return w.count(w.e1, "link", portHost) + w.count(w.e2, "link", portHost) }

@@ -15,11 +15,7 @@ import (
 	"stitch/tunnel/config"
 )
 
-// The fixed hosts of the stream tests are d1 (site 1) and h2 (site 2).
-const (
-	earlyPort = 8001 // of a rule with handshake "early"
-	heldPort  = 4001 // of a rule with handshake "faithful"
-)
+// The fixed hosts of these tests are d1 (site 1) and h2 (site 2).
 
 // transparent sets what the sockets of the stream process have.
 func transparent(_, _ string, c syscall.RawConn) error {
@@ -106,7 +102,7 @@ func echoOne(c net.Conn) {
 
 func TestInterceptEarly(t *testing.T) {
 	w := newWorld(t, true)
-	server := fmt.Sprintf("10.2.0.10:%d", earlyPort)
+	server := fmt.Sprintf("10.2.0.10:%d", portEarly)
 	seen := echo(w.h2.listen(server))
 
 	direct := &talk{name: "nobody listens", conn: w.d1.dial("", server)}
@@ -131,20 +127,47 @@ func TestInterceptEarly(t *testing.T) {
 		t.Errorf("the server sees %s", got)
 	}
 
+	w.orphanAtServer(server[:len(server)-1] + "2")
+
 	// A split connection whose socket is gone is reset, not forwarded; its
 	// tuple may be used again, by a connection that nobody intercepts.
 	tuple := client.conn.LocalAddr().String()
 	vanish(t, near)
 	l.Close()
-	client.conn.SetDeadline(time.Now().Add(connTimeout))
-	client.conn.Write([]byte("is anybody there?"))
-	if _, err := client.conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("orphan of a split connection: %v, want a reset", err)
-	}
-	client.conn.Close()
+	w.orphan(client.conn, portEarly)
 	again := &talk{name: "the same tuple again"}
 	again.conn = w.d1.dialTransparent(tuple, server)
 	again.say(t, 5)
+}
+
+// orphan writes on a connection whose split end is gone: it must be reset by
+// its own edge, without a packet on the link.
+func (w *world) orphan(c net.Conn, port int) {
+	w.t.Helper()
+	c.SetDeadline(time.Now().Add(connTimeout))
+	crossed := w.during(port, func() {
+		c.Write([]byte("is anybody there?"))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			w.t.Errorf("orphan of a split connection: %v, want a reset", err)
+		}
+	})
+	if crossed.link != 0 {
+		w.t.Errorf("%d packets of an orphan crossed the link", crossed.link)
+	}
+	c.Close()
+}
+
+// orphanAtServer is the same at the far edge, where the agent had dialled.
+func (w *world) orphanAtServer(addr string) {
+	w.t.Helper()
+	l := w.h2.listen(addr)
+	far := w.e2.dialTransparent("10.1.1.20:33334", addr)
+	c, err := l.Accept()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	vanish(w.t, far)
+	w.orphan(c, portEarly2)
 }
 
 // openHold opens the stream process's TUN at an edge.
@@ -196,14 +219,19 @@ func heldSYN(t *testing.T, f *os.File, port uint16) []byte {
 
 func TestInterceptHeld(t *testing.T) {
 	w := newWorld(t, true)
-	server := fmt.Sprintf("10.2.0.10:%d", heldPort)
+	server := fmt.Sprintf("10.2.0.10:%d", portHeld)
 	echo(w.h2.listen(server))
+	// A connection from before, to a port that happens to be the listener's.
+	same := fmt.Sprintf("10.2.0.10:%d", config.InterceptPort)
+	echo(w.h2.listen(same))
+	older := &talk{name: "older, to the listener's port number", conn: w.d1.dial("", same)}
 	hold := openHold(t, w.e1)
 	l := w.e1.intercept()
+	older.say(t, 5)
 
 	connected := w.d1.dialLater(server)
-	syn := heldSYN(t, hold, heldPort)
-	if out := w.d1.sh("ss -Htn state established dst 10.2.0.10"); out != "" {
+	syn := heldSYN(t, hold, portHeld)
+	if out := w.d1.sh("ss -Htn state established dst 10.2.0.10 dport = :4001"); out != "" {
 		t.Fatalf("the client was answered before anybody agreed: %s", out)
 	}
 	if _, err := hold.Write(syn); err != nil {
@@ -219,7 +247,7 @@ func TestInterceptHeld(t *testing.T) {
 	// Nobody listens: the SYN that comes back from the hold device goes its way.
 	l.Close()
 	connected = w.d1.dialLater(server)
-	if _, err := hold.Write(heldSYN(t, hold, heldPort)); err != nil {
+	if _, err := hold.Write(heldSYN(t, hold, portHeld)); err != nil {
 		t.Fatal(err)
 	}
 	(&talk{name: "held, then let go", conn: connected()}).say(t, 5)

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,7 +123,7 @@ func (w *world) startManagers(streams bool) {
 	for i, site := range []string{"dc1", "dc2"} {
 		cfg := siteConfig(site)
 		cfg.Workloads = cfg.Workloads[:1]
-		for _, port := range []uint16{portPush, portNew} {
+		for _, port := range []uint16{portPush, portNew, portClosing} {
 			cfg.Services = append(cfg.Services, config.Service{Name: fmt.Sprint(port), Workload: "app", Port: port, At: map[string]netip.AddrPort{
 				"dc1": netip.AddrPortFrom(ip("203.0.113.10"), port), "dc2": netip.AddrPortFrom(ip("198.51.100.20"), port)}})
 		}
@@ -184,9 +185,17 @@ func (w *world) move(to *netns, before func()) {
 	if to == w.e2 {
 		m, site = w.m2, "dc2"
 	}
+	began := [2]uint64{w.m1.Stats().Programmed, w.m2.Stats().Programmed}
+	start := time.Now()
 	m.Announce(w.workload.MAC, netip.Addr{})
-	for _, m := range []*Manager{w.m1, w.m2} {
-		w.await("the move to "+site, func() bool { return m.Owners()[0].Site == site })
+	order := []int{0, 1}
+	if to == w.e2 {
+		order = []int{1, 0}
+	}
+	for _, i := range order {
+		m := []*Manager{w.m1, w.m2}[i]
+		w.await("the move to "+site, func() bool { return m.Owners()[0].Site == site && m.Stats().Programmed > began[i] })
+		w.t.Logf("%v after the announcement at %s the edge of dc%d is programmed", time.Since(start), site, i+1)
 	}
 }
 
@@ -200,15 +209,20 @@ const (
 	portNewNet   = 7778
 	portHost     = 8443 // host at site 2 -> machine
 	portNew      = 445  // client -> service at site 2
+	portClosing  = 446  // client -> service, the machine ends it right after the move
+	portEarly    = 8001 // of a stream rule with handshake "early"
+	portEarly2   = 8002
+	portHeld     = 4001 // of a stream rule with handshake "faithful"
 )
 
-var walkPorts = []int{portService, portPush, portDB, portInternet, portNewDB, portNewNet, portHost, portNew}
+var walkPorts = []int{portService, portPush, portDB, portInternet, portNewDB, portNewNet, portHost, portNew, portClosing, portEarly, portEarly2}
 
 // talk is one connection whose every byte is checked.
 type talk struct {
 	name string
 	conn net.Conn
 	seq  uint64
+	sent *atomic.Uint64 // of a pushed connection: how far the machine is
 }
 
 // say exchanges n messages; any wrong byte, reset or silence fails the test.
@@ -259,8 +273,8 @@ func echo(l net.Listener) func() string {
 	return func() string { mu.Lock(); defer mu.Unlock(); return from }
 }
 
-// push serves a listener with messages that nobody asks for.
-func push(l net.Listener) {
+// push serves a listener with messages that nobody asks for; it counts them.
+func push(l net.Listener, sent *atomic.Uint64) {
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -272,6 +286,7 @@ func push(l net.Listener) {
 				if _, err := c.Write(pattern(seq)); err != nil {
 					return
 				}
+				sent.Store(seq)
 				nap()
 			}
 		}()
@@ -314,15 +329,13 @@ func (w *world) during(port int, f func()) delta {
 // have gone.
 func (w *world) expect(where string, k *talk, port int, want delta) {
 	w.t.Helper()
-	speak := func(n int) {
-		if port == portPush {
-			k.hear(w.t, n)
-		} else {
-			k.say(w.t, n)
-		}
+	speak := k.say
+	if k.sent != nil {
+		speak = k.hear
+		k.hear(w.t, int(k.sent.Load()-k.seq)) // what waits in the socket
 	}
-	speak(3) // what is still under way from before arrives
-	got := w.during(port, func() { speak(20) })
+	speak(w.t, 3) // what is still under way from before arrives
+	got := w.during(port, func() { speak(w.t, 20) })
 	if (got.wan1 > 0) != (want.wan1 > 0) || (got.wan2 > 0) != (want.wan2 > 0) || (got.link > 0) != (want.link > 0) {
 		w.t.Errorf("%s: %s: packets in by wan of site 1, of site 2, by the link: %v, want %v (1: some)", where, k.name, got, want)
 	}
@@ -335,7 +348,8 @@ func TestPacketWalk(t *testing.T) {
 	for _, port := range []int{portService, portNew, portHost} {
 		echo(w.vm.listen(fmt.Sprintf("10.1.0.50:%d", port)))
 	}
-	go push(w.vm.listen(fmt.Sprintf("10.1.0.50:%d", portPush)))
+	var sent atomic.Uint64
+	go push(w.vm.listen(fmt.Sprintf("10.1.0.50:%d", portPush)), &sent)
 	for _, port := range []int{portDB, portNewDB} {
 		echo(w.d1.listen(fmt.Sprintf("10.1.1.20:%d", port)))
 	}
@@ -347,6 +361,7 @@ func TestPacketWalk(t *testing.T) {
 	}
 	service := open("client to the service", w.c1, "192.0.2.7", "203.0.113.10:443")
 	pushed := open("machine speaking to the client", w.c1, "192.0.2.7", "203.0.113.10:444")
+	pushed.sent = &sent
 	db := open("machine to the database", w.vm, "", "10.1.1.20:5432")
 	internet := open("machine to the Internet", w.vm, "", "192.0.2.7:7777")
 	host := open("host at site 2 to the machine", w.h2, "", "10.1.0.50:8443")
@@ -365,6 +380,13 @@ func TestPacketWalk(t *testing.T) {
 		w.expect(where, internet, portInternet, delta{wan1: 1, link: 1})
 		w.expect(where, host, portHost, delta{})
 	}
+	ending := w.vm.listen(fmt.Sprintf("10.1.0.50:%d", portClosing))
+	ended := open("connection that the machine ends", w.c1, "192.0.2.7", "203.0.113.10:446")
+	end, err := ending.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	home("at home")
 	if got := seen(); got != "203.0.113.10" {
 		t.Errorf("at home the Internet sees %s", got)
@@ -373,6 +395,12 @@ func TestPacketWalk(t *testing.T) {
 		before := w.count(w.e1, "link", portPush)
 		w.await("an unannounced machine's packets at its old edge", func() bool { return w.count(w.e1, "link", portPush) > before })
 	})
+	// The first that this edge sees of it is a FIN, which makes no entry here.
+	end.Close()
+	ended.conn.SetDeadline(time.Now().Add(connTimeout))
+	if _, err := ended.conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("%s: %v, want its end", ended.name, err)
+	}
 	away("after the move")
 
 	service2 := open("client to the service at site 2", w.c1, "192.0.2.7", "198.51.100.20:445")
