@@ -2,39 +2,24 @@ package lab
 
 import (
 	"context"
-	"crypto/ecdh"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/control"
+	"stitch/tunnel/wg"
 )
 
-// keyPair is a WireGuard key pair.
-type keyPair struct{ private, public []byte }
-
-func newKeyPair() (keyPair, error) {
-	k, err := ecdh.X25519().GenerateKey(rand.Reader)
-	if err != nil {
-		return keyPair{}, err
-	}
-	private := k.Bytes() // clamped as wg genkey does; the public key is the same
-	private[0] &= 248
-	private[31] = private[31]&127 | 64
-	return keyPair{private, k.PublicKey().Bytes()}, nil
-}
-
-// newKeys returns a key pair for each edge.
-func newKeys() (map[string]keyPair, error) {
-	keys := map[string]keyPair{}
+// newKeys returns a private key for each edge.
+func newKeys() (map[string]config.Key, error) {
+	keys := map[string]config.Key{}
 	for _, e := range edges {
-		k, err := newKeyPair()
+		k, err := wg.GenerateKey(rand.Reader)
 		if err != nil {
 			return nil, err
 		}
@@ -47,13 +32,13 @@ func newKeys() (map[string]keyPair, error) {
 const listenPort = 51820
 
 // agentConfig returns the configuration of e's agent.
-func (e edge) agentConfig(dir, history string, peer edge, peerKey []byte) string {
+func (e edge) agentConfig(dir, history string, peer edge, peerKey config.Key) string {
 	quote := func(s []string) string { return `["` + strings.Join(s, `", "`) + `"]` }
 	var b strings.Builder
 	fmt.Fprintf(&b, "site = %q\nrun_dir = %q\nprivate_key_file = %q\nsubnets = %s\n\n",
 		e.site, filepath.Join(dir, e.host), filepath.Join(dir, e.host+".key"), quote(e.subnets))
 	fmt.Fprintf(&b, "[[peer]]\nname = %q\npublic_key = %q\nendpoint = \"%s:%d\"\nlisten_port = %d\nsubnets = %s\n\n",
-		peer.site, base64.StdEncoding.EncodeToString(peerKey), peer.addr, listenPort, listenPort, quote(peer.subnets))
+		peer.site, peerKey.Base64(), peer.addr, listenPort, listenPort, quote(peer.subnets))
 	fmt.Fprintf(&b, "[[segment]]\nid = 100\nbridge = %q\nsubnet = \"10.1.0.0/24\"\ngateway = \"10.1.0.1\"\n"+
 		"gateway_mac = %q\nhome = \"dc1\"\npeers = [%q]\n\n", e.bridge, gatewayMAC, peer.site)
 	fmt.Fprintf(&b, "[[stream]]\npeer = %q\nto = %s\nports = [\"4000-5999\"]\n\n", peer.site, quote(peer.fixed))
@@ -96,11 +81,11 @@ func (l *Lab) startAgents(ctx context.Context) error {
 		return err
 	}
 	for i, e := range edges {
-		text := e.agentConfig(l.opts.Dir, l.opts.History, edges[1-i], keys[e.other].public)
+		text := e.agentConfig(l.opts.Dir, l.opts.History, edges[1-i], wg.PublicKey(keys[e.other]))
 		if l.opts.Edit != nil {
 			text = l.opts.Edit(e.host, text)
 		}
-		key := base64.StdEncoding.EncodeToString(keys[e.host].private) + "\n"
+		key := keys[e.host].Base64() + "\n"
 		if err := writeFiles(l.opts.Dir, map[string]string{e.host + ".key": key, e.host + ".toml": text}); err != nil {
 			return err
 		}
@@ -140,64 +125,35 @@ func (l *Lab) waitLinks(ctx context.Context) error {
 			msg += fmt.Sprintf("\n%s: %s; the last lines of its log:\n%s", host, why[host], l.tail(host))
 		}
 	}
-	if ctx.Err() != nil {
-		return fmt.Errorf("interrupted while waiting for the links: %w", ctx.Err())
-	}
-	return fmt.Errorf("%s", msg)
+	return errors.New(msg)
 }
 
 // linkTrouble says why not all links of an agent are up, or "".
 func linkTrouble(ctx context.Context, socket string) string {
-	body, err := agentStatus(ctx, socket)
+	s, err := agentStatus(ctx, socket)
 	if err != nil {
 		return err.Error()
 	}
-	var s struct {
-		Links []struct{ Name, Peer, State string }
-	}
-	if err := json.Unmarshal(body, &s); err != nil {
-		return "status: " + err.Error()
+	for _, k := range s.Links {
+		if k.State != "up" {
+			return fmt.Sprintf("the link to %s is %s", k.Peer, k.State)
+		}
 	}
 	if len(s.Links) == 0 {
-		return "no links"
+		return "it has no links"
 	}
-	i := slices.IndexFunc(s.Links, func(k struct{ Name, Peer, State string }) bool { return k.State != "up" })
-	if i < 0 {
-		return ""
-	}
-	return fmt.Sprintf("link %s%s is %s", s.Links[i].Name, s.Links[i].Peer, s.Links[i].State)
+	return ""
 }
 
 // agentStatus asks an agent's control socket for its status.
-func agentStatus(ctx context.Context, socket string) (json.RawMessage, error) {
+func agentStatus(ctx context.Context, socket string) (*control.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	var raw json.RawMessage
-	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 1<<20)).Decode(&raw); err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("status %s: %s", resp.Status, raw)
-	}
-	return raw, nil
+	return control.NewClient(socket).Status(ctx)
 }
 
 // socket is the control socket of an agent.
-func (l *Lab) socket(host string) string { return filepath.Join(l.opts.Dir, host, "control.sock") }
+func (l *Lab) socket(host string) string { return filepath.Join(l.opts.Dir, host, control.Socket) }
 
 // writeFiles writes files that only root may read.
 func writeFiles(dir string, files map[string]string) error {

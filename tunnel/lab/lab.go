@@ -50,6 +50,9 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := l.build(ctx); err != nil {
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 		defer cancel()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("interrupted: %w", ctx.Err())
+		}
 		return nil, fmt.Errorf("lab up: %w", errors.Join(err, clean(late, o.Name, o.Dir)))
 	}
 	return l, nil
@@ -299,9 +302,10 @@ func clean(ctx context.Context, name, dir string) error {
 		}
 	}
 	s, _ := loadState(dir) // missing or torn: the namespaces tell enough
+	ids := namespaceIDs(spaces)
 	list := func() []Process {
 		running := slices.DeleteFunc(slices.Clone(s.Processes), func(p Process) bool { return !p.Running() })
-		return append(running, inNamespaces(spaces)...)
+		return append(running, inNamespaces(ids)...)
 	}
 	if err := endAll(ctx, list); err != nil {
 		return err
@@ -310,6 +314,7 @@ func clean(ctx context.Context, name, dir string) error {
 	for _, n := range spaces {
 		errs = append(errs, feed(exec.CommandContext(ctx, "ip", "netns", "delete", string(n)), ""))
 	}
+	errs = append(errs, endAll(ctx, list)) // who was just entering when the names went
 	if s.Options.Plain {
 		removePlain()
 	}

@@ -8,8 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"stitch/tunnel/config"
+	"stitch/tunnel/wg"
 )
 
 // plainScript runs userspace WireGuard in the foreground with its control
@@ -29,8 +33,8 @@ func (l *Lab) startPlain(ctx context.Context) error {
 			return err
 		}
 	}
-	for i, e := range edges {
-		if err := l.configurePlain(ctx, i, keys[e.host].private, keys[e.other].public); err != nil {
+	for i, e := range slices.Backward(edges[:]) { // the first edge calls, so it is last
+		if err := l.configurePlain(ctx, i, keys[e.host], wg.PublicKey(keys[e.other])); err != nil {
 			return fmt.Errorf("%s: %w; the last lines of its log:\n%s", e.host, err, l.tail(e.host))
 		}
 	}
@@ -43,10 +47,10 @@ func (l *Lab) startPlain(ctx context.Context) error {
 // configurePlain sets keys, peer, addresses and routes of edge i. Only the
 // first edge keeps alive: two ends that start their handshakes together over
 // equal delays can invalidate each other's for ever.
-func (l *Lab) configurePlain(ctx context.Context, i int, private, peerKey []byte) error {
+func (l *Lab) configurePlain(ctx context.Context, i int, private, peerKey config.Key) error {
 	e, other := edges[i], edges[1-i]
 	request := fmt.Sprintf("set=1\nprivate_key=%x\nlisten_port=%d\npublic_key=%x\nreplace_allowed_ips=true\n"+
-		"allowed_ip=0.0.0.0/0\nallowed_ip=::/0\n", private, listenPort, peerKey)
+		"allowed_ip=0.0.0.0/0\nallowed_ip=::/0\n", private[:], listenPort, peerKey[:])
 	if i == 0 {
 		request += fmt.Sprintf("endpoint=%s:%d\npersistent_keepalive_interval=25\n", other.addr, listenPort)
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"stitch/tunnel/config"
 	"stitch/tunnel/wan"
 )
 
@@ -205,7 +204,7 @@ func emulatorConfig(between wan.Params, control string) wan.EmulatorConfig {
 	cfg := wan.EmulatorConfig{Control: control}
 	nets := map[string]string{"e1": "203.0.113.0/24", "e2": "198.51.100.0/24", "c1": "192.0.2.0/24"}
 	for _, c := range wanCables {
-		cfg.Ports = append(cfg.Ports, wan.Port{Name: c.peerDev, Interface: c.peerDev, MAC: mustMAC(c.peerMAC), Host: mustMAC(c.mac),
+		cfg.Ports = append(cfg.Ports, wan.Port{Name: c.peerDev, Interface: c.peerDev, MAC: wan.MustMAC(c.peerMAC), Host: wan.MustMAC(c.mac),
 			Prefixes: []netip.Prefix{netip.MustParsePrefix(nets[c.peerDev])}})
 	}
 	client := wan.Params{Rate: 1e9, Delay: 10 * time.Millisecond}
@@ -216,13 +215,4 @@ func emulatorConfig(between wan.Params, control string) wan.EmulatorConfig {
 		cfg.Paths = append(cfg.Paths, wan.Path{From: "c1", To: e.host, Params: client}, wan.Path{From: e.host, To: "c1", Params: client})
 	}
 	return cfg
-}
-
-// mustMAC parses a constant.
-func mustMAC(s string) config.MAC {
-	m, err := config.ParseMAC(s)
-	if err != nil {
-		panic(err)
-	}
-	return m
 }

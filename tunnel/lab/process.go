@@ -69,21 +69,25 @@ func launch(name string, cmd *exec.Cmd, log string) (Process, error) {
 	return Process{Name: name, PID: cmd.Process.Pid, Start: start, Log: log}, err
 }
 
-// inNamespaces returns the processes, but this one, that live in one of the
-// named namespaces.
-func inNamespaces(names []Namespace) []Process {
-	ours := map[nsID]bool{}
+// namespaceIDs returns the identities of the named namespaces that exist.
+func namespaceIDs(names []Namespace) map[nsID]bool {
+	ids := map[nsID]bool{}
 	for _, n := range names {
 		if id, err := statNS(filepath.Join(netnsDir, string(n))); err == nil {
-			ours[id] = true
+			ids[id] = true
 		}
 	}
+	return ids
+}
+
+// inNamespaces returns the processes, but this one, that live in one of the
+// namespaces.
+func inNamespaces(ids map[nsID]bool) (found []Process) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	var found []Process
 	for _, d := range dirs {
 		pid, _ := strconv.Atoi(filepath.Base(d))
 		id, err := statNS(d + "/ns/net")
-		if err != nil || !ours[id] || pid == os.Getpid() {
+		if err != nil || !ids[id] || pid == os.Getpid() {
 			continue
 		}
 		if start, _, err := procStat(pid); err == nil {

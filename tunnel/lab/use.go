@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"slices"
 
+	"stitch/tunnel/control"
 	"stitch/tunnel/wan"
 )
 
@@ -177,7 +178,7 @@ func (l *Lab) Status(ctx context.Context) Status {
 		if doc, err := agentStatus(ctx, l.socket(e.host)); err != nil {
 			s.Errors[e.host] = err.Error()
 		} else {
-			s.Agents[e.host] = doc
+			s.Agents[e.host] = control.Raw(doc)
 		}
 	}
 	return s

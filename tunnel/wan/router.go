@@ -3,10 +3,34 @@ package wan
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
-
-	"stitch/tunnel/config"
 )
+
+// MAC is an Ethernet address; in JSON it is text.
+type MAC [6]byte
+
+// MustMAC parses a constant like "02:53:54:00:00:01"; it panics on anything else.
+func MustMAC(s string) MAC {
+	var m MAC
+	if err := m.UnmarshalText([]byte(s)); err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(net.HardwareAddr(m[:]).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (m *MAC) UnmarshalText(text []byte) error {
+	hw, err := net.ParseMAC(string(text))
+	if err != nil || len(hw) != len(m) {
+		return fmt.Errorf("%q is not a MAC address like 02:53:54:00:00:01", text)
+	}
+	copy(m[:], hw)
+	return nil
+}
 
 // Port is one interface of an Emulator and the single host behind it.
 type Port struct {
@@ -15,9 +39,9 @@ type Port struct {
 	// Interface is the device, in the network namespace Open is called in.
 	Interface string `json:"interface"`
 	// MAC is our address towards the host. It need not be the interface's own.
-	MAC config.MAC `json:"mac"`
+	MAC MAC `json:"mac"`
 	// Host is the host's address: everything for this port is sent to it.
-	Host config.MAC `json:"host"`
+	Host MAC `json:"host"`
 	// Prefixes are the destinations behind this port, IPv4 or IPv6.
 	Prefixes []netip.Prefix `json:"prefixes"`
 }
@@ -60,7 +84,7 @@ func newRouter(ports []Port) (router, error) {
 			return router{}, fmt.Errorf("port %q: give every port a name of its own and an interface", p.Name)
 		}
 		seen[p.Name] = true
-		if p.MAC == (config.MAC{}) || p.Host == (config.MAC{}) {
+		if p.MAC == (MAC{}) || p.Host == (MAC{}) {
 			return router{}, fmt.Errorf("port %q: mac and host are needed", p.Name)
 		}
 		for _, prefix := range p.Prefixes {
@@ -80,7 +104,7 @@ func (r router) route(in int, frame []byte) (act action, out int, sent []byte, s
 		return stray, 0, nil, 0
 	}
 	p := &r.ports[in]
-	toUs := config.MAC(frame[:6]) == p.MAC
+	toUs := MAC(frame[:6]) == p.MAC
 	var dst netip.Addr
 	switch body := frame[ethHeader:]; binary.BigEndian.Uint16(frame[12:]) {
 	case etherARP:

@@ -8,17 +8,15 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
-
-	"stitch/tunnel/config"
 )
 
 // twoPorts is a table with overlapping prefixes.
 func twoPorts(t testing.TB) router {
 	t.Helper()
 	r, err := newRouter([]Port{
-		{"a", "a", config.MAC{2, 0, 0, 0, 0, 0xa0}, config.MAC{2, 0, 0, 0, 0, 0xa1},
+		{"a", "a", MAC{2, 0, 0, 0, 0, 0xa0}, MAC{2, 0, 0, 0, 0, 0xa1},
 			[]netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00:a::/32")}},
-		{"b", "b", config.MAC{2, 0, 0, 0, 0, 0xb0}, config.MAC{2, 0, 0, 0, 0, 0xb1},
+		{"b", "b", MAC{2, 0, 0, 0, 0, 0xb0}, MAC{2, 0, 0, 0, 0, 0xb1},
 			[]netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd00:b::/32")}},
 	})
 	if err != nil {
@@ -137,7 +135,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestRouterRefuses(t *testing.T) {
-	ok := Port{"a", "a", config.MAC{2}, config.MAC{4}, nil}
+	ok := Port{"a", "a", MAC{2}, MAC{4}, nil}
 	for name, ports := range map[string][]Port{
 		"same name": {ok, ok}, "no name": {{Interface: "a", MAC: ok.MAC, Host: ok.Host}}, "no mac": {{Name: "a", Interface: "a"}},
 		"bad prefix": {{"a", "a", ok.MAC, ok.Host, make([]netip.Prefix, 1)}},
