@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"testing"
 
@@ -12,6 +13,13 @@ import (
 // whole process, outside of any synctest bubble: their channels would
 // otherwise belong to the first one.
 func TestMain(m *testing.M) {
+	if name := os.Getenv(edgeVariable); name != "" {
+		if err := edgeMain(name); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	for _, effort := range []block.Effort{block.Fast, block.Balanced, block.Strong} {
 		text := bytes.Repeat([]byte("warm up "), 1000)
 		for i := range text {
