@@ -18,6 +18,11 @@
 //  4. Bytes are relayed both ways until both directions have ended and each end
 //     has said that everything was acknowledged by its host.
 //
+// The far agent's SYN has the client's own first sequence number (TCP_REPAIR).
+// An ICMP error about it is addressed to the client, whose address it has: not
+// our socket gets it but the client, through the link, and its kernel takes it
+// as the answer to its own SYN.
+//
 // A rule with handshake "early" writes the SYN back at once and opens the
 // stream in parallel; a refusal is then a reset after connect.
 //
@@ -53,7 +58,7 @@
 //	  2   WELCOME  listener    as HELLO (same connection id), HMAC 32
 //	  3   AUTH     dialler     HMAC 32
 //	  4   READY    listener    empty
-//	 16   OPEN     dialler     window 4, family 1 (4 or 6), source and destination: address 4 or 16, port 2 each
+//	 16   OPEN     dialler     window 4, sequence number 4, family 1 (4 or 6), source, destination: address 4 or 16, port 2
 //	 17   DIALING  listener    empty: OPEN has been accepted for dialling
 //	 18   OPENED   listener    window 4
 //	 19   REFUSED  listener    kind 1 (see Refusal)

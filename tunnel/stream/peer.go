@@ -292,13 +292,13 @@ func (q *peer) reachable() bool {
 }
 
 // open has the peer connect. Kind 0 is success; the caller then owns pc.
-func (q *peer) open(ctx context.Context, t tuple) (pc *peerConn, window uint32, kind Refusal) {
+func (q *peer) open(ctx context.Context, t tuple, seq uint32) (pc *peerConn, window uint32, kind Refusal) {
 	for range warm + 1 {
 		pc, err := q.take(ctx)
 		if err != nil {
 			return nil, 0, Unable
 		}
-		window, kind, dialling, err := requestOpen(pc, t)
+		window, kind, dialling, err := requestOpen(pc, t, seq)
 		if err == nil && kind == 0 {
 			return pc, window, 0
 		}
@@ -418,7 +418,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err := pc.out.data(appendFrame(nil, frameDialing, nil)); err != nil {
 		return err
 	}
-	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t) })
+	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t, o.Seq) })
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
@@ -435,9 +435,9 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 
 // connect dials a server, waiting a little for a client's port that is still
 // taken by its last connection.
-func (q *peer) connect(ctx context.Context, t tuple) (Conn, error) {
+func (q *peer) connect(ctx context.Context, t tuple, seq uint32) (Conn, error) {
 	for try := 1; ; try++ {
-		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst)
+		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst, seq)
 		taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)
 		if !taken || try == addressTries {
 			return c, err
