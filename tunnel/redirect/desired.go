@@ -137,6 +137,9 @@ type Kernel interface {
 	// not be done (a device that is not there yet) is in the joined error and
 	// is tried again by the next Apply.
 	Apply(d Desired) error
+	// Steer does only the part of Apply that decides where workloads' packets go
+	// (routes and neighbours), for the moment of a move: Apply must follow.
+	Steer(d Desired) error
 	// Guard installs only d's guard routes: the first thing to do, before any
 	// link exists.
 	Guard(d Desired) error

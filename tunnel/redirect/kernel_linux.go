@@ -45,26 +45,37 @@ func NewLinux(log *slog.Logger) *Linux {
 	return &Linux{log: log}
 }
 
-// Apply implements Kernel. Routes go first: they decide where a workload's
-// packets go, and most moves change nothing in the nftables text of the new
-// site.
+// Apply implements Kernel. Devices and addresses go first, because routes need
+// them.
 func (k *Linux) Apply(d Desired) error {
-	var errs []error
 	links, err := readLinks()
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, m := range d.MACs {
 		errs = append(errs, links.setMAC(m))
 	}
-	errs = append(errs, links.applyAddrs(d.Addrs))
-	errs = append(errs, links.applyRoutes(d.Routes, links.ownSource(d)))
-	for _, n := range d.Neighs {
-		errs = append(errs, links.applyNeigh(n))
-	}
-	errs = append(errs, applyRules(d.Rules), k.applyNft(d.Nft))
+	errs = append(errs, links.applyAddrs(d.Addrs), links.steer(d), applyRules(d.Rules), k.applyNft(d.Nft))
 	for _, s := range d.Sysctls {
 		errs = append(errs, setSysctl(s))
+	}
+	return errors.Join(errs...)
+}
+
+// Steer implements Kernel.
+func (k *Linux) Steer(d Desired) error {
+	links, err := readLinks()
+	if err != nil {
+		return err
+	}
+	return links.steer(d)
+}
+
+func (ls linkSet) steer(d Desired) error {
+	errs := []error{ls.applyRoutes(d.Routes, ls.ownSource(d))}
+	for _, n := range d.Neighs {
+		errs = append(errs, ls.applyNeigh(n))
 	}
 	return errors.Join(errs...)
 }

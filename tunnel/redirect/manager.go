@@ -168,7 +168,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 }
 
-// handle takes one event.
+// handle takes one event. After a move the packets are steered first, then the
+// peers hear of it, and the rest of the kernel state follows.
 func (m *Manager) handle(e event, now time.Time) {
 	var changed []Owner
 	if e.peer == "" {
@@ -185,6 +186,8 @@ func (m *Manager) handle(e event, now time.Time) {
 		return
 	}
 	m.replan(now)
+	m.cfg.Kernel.Steer(m.desired) // what fails here, program says
+	m.send(now)
 	m.program()
 	for _, o := range changed {
 		m.cfg.Log.Info("workload moved", "workload", o.Workload, "site", o.Site, "from", o.Previous, "seq", o.Seq)

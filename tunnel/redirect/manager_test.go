@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -33,7 +34,8 @@ func managerConfig(site, peer string) *config.Config {
 type pair struct {
 	m     map[string]*redirect.Manager
 	k     map[string]*redirecttest.Kernel
-	moved map[string][]redirect.Owner
+	mu    sync.Mutex
+	moved map[string][]redirect.Owner // guarded by mu while the managers run
 	cut   atomic.Bool
 }
 
@@ -54,7 +56,11 @@ func newPair(t *testing.T, ctx context.Context) *pair {
 				time.AfterFunc(20*time.Millisecond, func() { p.m[to].FromPeer(site, data) })
 				return true
 			},
-			OnMove: func(o redirect.Owner) { p.moved[site] = append(p.moved[site], o) },
+			OnMove: func(o redirect.Owner) {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				p.moved[site] = append(p.moved[site], o)
+			},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -96,6 +102,9 @@ func TestManagerMove(t *testing.T) {
 		}
 		p.m["dc2"].Announce(appMAC, netip.Addr{})
 		synctest.Wait()
+		if d := p.k["dc2"].Steered(); device(d) != "br" {
+			t.Errorf("the far edge has not steered: %q", device(d))
+		}
 		if d, _ := p.k["dc2"].Last(); device(d) != "br" {
 			t.Errorf("the far edge has not switched at once: %q", device(d))
 		}
@@ -107,11 +116,13 @@ func TestManagerMove(t *testing.T) {
 		if at, _ := p.m["dc1"].Where("www.app.example"); at.String() != "198.51.100.20" {
 			t.Errorf("after the move the service is at %v", at)
 		}
+		p.mu.Lock()
 		for _, site := range []string{"dc1", "dc2"} {
 			if len(p.moved[site]) != 1 || p.moved[site][0].Site != "dc2" {
 				t.Errorf("%s heard of %+v", site, p.moved[site])
 			}
 		}
+		p.mu.Unlock()
 		_, before := p.k["dc2"].Last()
 		time.Sleep(redirect.AnchorTime + time.Second)
 		if _, after := p.k["dc2"].Last(); after != before+1 {

@@ -13,6 +13,7 @@ import (
 type Kernel struct {
 	mu      sync.Mutex
 	last    redirect.Desired
+	steered redirect.Desired
 	applied int
 	flushed bool
 	guards  []redirect.Route
@@ -29,6 +30,21 @@ func (k *Kernel) Apply(d redirect.Desired) error {
 	k.last, k.flushed = d, false
 	k.applied++
 	return nil
+}
+
+// Steer implements redirect.Kernel: Apply follows and is what counts.
+func (k *Kernel) Steer(d redirect.Desired) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.steered = d
+	return k.err
+}
+
+// Steered returns the state of the last Steer.
+func (k *Kernel) Steered() redirect.Desired {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.steered
 }
 
 // Guard implements redirect.Kernel.
