@@ -1,4 +1,4 @@
-// Demo shows the mission of stitch on one machine: it builds two data centers,
+// Tour shows the mission of stitch on one machine: it builds two data centers,
 // boots a real virtual machine at the first, opens connections to it and from
 // it, moves it live to the second through the tunnel and back, and shows that
 // nothing broke, what it cost, and what the same move costs through plain
