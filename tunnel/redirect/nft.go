@@ -44,6 +44,7 @@ type nftView struct {
 	Links                     []linkView
 	MSS4, MSS6                int // of workloads; zero: no clamp
 	MarkLocal, MarkHold       string
+	MarkError                 string
 	MarkSplit, KeepSplit      string
 	Virtual                   []string
 	Rules                     []ruleView
@@ -81,6 +82,7 @@ func (p *planner) nftRules() string {
 		StreamPort: config.StreamPort, InterceptPort: config.InterceptPort,
 		Streams: p.streams, Ports: p.ports(),
 		Families:  []familyView{p.family(false), p.family(true)},
+		MarkError: hexMark(config.MarkError),
 		MarkLocal: hexMark(config.MarkLocal), MarkHold: hexMark(config.MarkHold),
 		MarkSplit: hexMark(config.MarkSplit), KeepSplit: hexMark(^uint32(config.MarkSplit)),
 		Virtual: p.virtual(), Rules: p.streamRules(),

@@ -13,11 +13,12 @@ import (
 const (
 	// guardMetric is behind every route anybody sets on purpose.
 	guardMetric = 4000000
-	// The order of the ip rules: first what skips them all, then transparent
-	// sockets and held SYNs, then the links.
-	priorityReverse = config.RulePriority
-	priorityLocal   = config.RulePriority + 1
-	priorityHold    = config.RulePriority + 2
+	// The order of the ip rules: errors for this host's own split connections,
+	// what skips all the others, transparent sockets, held SYNs, the links.
+	priorityError   = config.RulePriority
+	priorityReverse = config.RulePriority + 1
+	priorityLocal   = config.RulePriority + 2
+	priorityHold    = config.RulePriority + 3
 	priorityLinks   = config.RulePriority + 10
 	priorityEnd     = config.RulePriority + 99
 )
@@ -79,6 +80,7 @@ func (p *planner) rules() {
 	}
 	for _, v6 := range []bool{false, true} {
 		if p.streams {
+			p.rule(priorityError, v6, config.MarkError, config.MarkError, config.TableLocal)
 			p.rule(priorityLocal, v6, config.MarkLocal, config.MarkLocal, config.TableLocal)
 			p.rule(priorityHold, v6, config.MarkHold, config.MarkHold, config.TableHold)
 			p.route(Route{Table: config.TableLocal, Dst: all(v6), Kind: RouteLocal, Device: "lo"})
