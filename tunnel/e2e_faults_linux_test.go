@@ -299,7 +299,7 @@ func TestE2EStart(t *testing.T) {
 	for _, rtt := range []time.Duration{0, 10, 100, 200, 300} {
 		rtt *= time.Millisecond
 		t.Run(rtt.String(), func(t *testing.T) {
-			l := world(t, lab.Options{Rate: 100e6, RTT: rtt, Streams: true})
+			l := world(t, lab.Options{Rate: 100e6, RTT: rtt})
 			for _, e := range []string{"e1", "e2"} {
 				s := status(t, l, e)
 				if s.Links[0].State != "up" || s.Uptime > 3.5 {

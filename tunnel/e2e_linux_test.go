@@ -68,7 +68,7 @@ func world(t *testing.T, o lab.Options) *lab.Lab {
 	l := lab.Start(t, o)
 	if o.Streams { // they are ready a moment after the link; until then nothing is split
 		for _, e := range []string{"e1", "e2"} {
-			eventually(t, 5*time.Second, "streams of "+e+" are ready", func() bool {
+			eventually(t, 15*time.Second, "streams of "+e+" are ready", func() bool {
 				peers := streamStats(t, l, e).Peers
 				return len(peers) == 1 && peers[0].Ready > 0
 			})
