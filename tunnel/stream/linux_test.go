@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -77,7 +78,7 @@ func edgeConfig(name string) (*config.Config, stream.Link) {
 
 // rig is two edges with a host each, in namespaces; the link is a veth.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	prefix string
 	edges  map[string]*edge
 }
@@ -89,7 +90,7 @@ type edge struct {
 	out *json.Decoder
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: network namespaces, TUN devices and nftables")
 	}
@@ -367,6 +368,38 @@ func TestKernelKill(t *testing.T) {
 		if r.stats("dc2").Peers[0].Total != before+1 {
 			t.Errorf("%s restarted: connections are not split again", victim)
 		}
+	}
+}
+
+// BenchmarkKernel moves fresh and repeated data through two stream processes,
+// all on this machine: what the agents themselves can do.
+func BenchmarkKernel(b *testing.B) {
+	r := newRig(b)
+	const size = 64 << 20
+	for _, kind := range []string{"random", "repeat", "zeros"} {
+		b.Run(kind, func(b *testing.B) {
+			c, s := r.pair("10.2.0.10:4200")
+			b.SetBytes(size)
+			block, rnd := make([]byte, 1<<20), rand.NewChaCha8([32]byte{byte(len(kind))})
+			if kind == "repeat" {
+				rnd.Read(block)
+			}
+			go func() {
+				for range b.N * size >> 20 {
+					if kind == "random" {
+						rnd.Read(block)
+					}
+					c.Write(block)
+				}
+			}()
+			b.ResetTimer()
+			s.SetDeadline(time.Now().Add(5 * time.Minute))
+			if _, err := io.CopyN(io.Discard, s, int64(b.N)*size); err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			c.Close()
+		})
 	}
 }
 

@@ -6,11 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"stitch/dedupe"
@@ -20,21 +17,15 @@ import (
 const (
 	// warm is how many connections are kept ready per peer.
 	warm = 4
-	// maxHandshakes bounds the incoming handshakes in progress per peer,
-	// maxInbound all incoming connections of a peer, whether they carry a
-	// stream yet or not. More are closed at once.
+	// maxHandshakes bounds the incoming handshakes in progress per peer; more
+	// connections are closed at once.
 	maxHandshakes = 32
 	// maxDials bounds the handshakes this side begins at a time; others wait.
-	maxDials   = maxHandshakes / 2
-	maxInbound = maxStreams + 64
+	maxDials = maxHandshakes / 2
 	// backoffMin and backoffMax bound the pause between two attempts to
 	// reach a peer; it doubles.
 	backoffMin = 100 * time.Millisecond
 	backoffMax = 3 * time.Second
-	// addressTries and addressPause are for a client's port that is still
-	// taken here by the connection it had before.
-	addressTries = 4
-	addressPause = 25 * time.Millisecond
 )
 
 // peer is the stream plane towards one other site. Safe for concurrent use.
@@ -107,6 +98,18 @@ func (q *peer) judge(h hello) bool {
 	q.history.Restart()
 	q.sync()
 	return false
+}
+
+// restart starts the history again if it still has the given epoch.
+func (q *peer) restart(epoch uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.epochs.own != epoch {
+		return
+	}
+	q.log.Warn("histories differ: starting again")
+	q.history.Restart()
+	q.sync()
 }
 
 // adopt implements session.
@@ -321,163 +324,10 @@ func (q *peer) count(f func(*PeerStats)) {
 	f(&q.stats)
 }
 
-// listen accepts the peer's connections until ctx is done.
-func (q *peer) listen(ctx context.Context) {
-	for ctx.Err() == nil {
-		l, err := q.p.cfg.Net.ListenPeer(q.link, config.StreamPort)
-		if err != nil {
-			q.setState(err)
-			sleep(ctx, backoffMax)
-			continue
-		}
-		stop := context.AfterFunc(ctx, func() { l.Close() })
-		acceptLoop(ctx, l, q.log, q.admit)
-		stop()
-		l.Close()
-	}
-}
-
-// acceptLoop hands on what l accepts until it is closed; other errors (no
-// descriptors left) only make it pause.
-func acceptLoop(ctx context.Context, l Listener, log *slog.Logger, take func(context.Context, Conn)) {
-	for {
-		c, err := l.Accept()
-		switch {
-		case err == nil:
-			take(ctx, c)
-		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil:
-			return
-		default:
-			log.Warn("accept", "err", err)
-			sleep(ctx, backoffMin)
-		}
-	}
-}
-
-// admit starts the service of a connection from the link.
-func (q *peer) admit(ctx context.Context, c Conn) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if addrPort(c.RemoteAddr()).Addr() != q.link.Remote || q.inbound >= maxInbound || q.stopping {
-		c.Close()
-		return
-	}
-	select {
-	case q.sem <- struct{}{}:
-	default:
-		c.Close()
-		return
-	}
-	q.inbound++
-	q.p.spawn(func() {
-		q.serve(ctx, c)
-		q.count(func(*PeerStats) { q.inbound-- })
-	})
-}
-
-// serve is the far side of one inter-agent connection.
-func (q *peer) serve(ctx context.Context, c Conn) {
-	pc := newPeerConn(c, q.p.spawn)
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	err := acceptHello(pc, q, &q.link.Token)
-	<-q.sem
-	defer q.forget(pc)
-	if err == nil {
-		err = q.serveOpen(ctx, pc)
-	}
-	if err != nil {
-		c.Close()
-		if errors.Is(err, errAuth) {
-			q.log.Warn("connection refused", "err", err)
-		}
-	}
-}
-
-// serveOpen waits for OPEN, connects and relays.
-func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
-	if err := pc.await(); err != nil {
-		return err
-	}
-	_, body, err := pc.expect(openTimeout, frameOpen)
-	if err != nil {
-		return err
-	}
-	o, err := parseOpen(body)
-	if err != nil {
-		return err
-	}
-	t := tuple{o.Src, o.Dst}
-	if !q.p.policy.mayDial(q.link.Peer, t) || q.p.cfg.Net.Own(t.dst.Addr()) || q.p.cfg.Net.Own(t.src.Addr()) {
-		return q.refuse(pc, Denied)
-	}
-	if !q.p.gate.enter() {
-		return q.refuse(pc, Unable)
-	}
-	defer q.p.gate.leave()
-	if err := pc.out.data(appendFrame(nil, frameDialing, nil)); err != nil {
-		return err
-	}
-	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t, o.Seq) })
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
-	if err != nil {
-		return q.refuse(pc, refusalOf(err))
-	}
-	if err := pc.out.data(appendOpened(nil, minWindow)); err != nil {
-		local.Close()
-		return err
-	}
-	q.relay(t, false, local, pc, o.Window)
-	return nil
-}
-
-// connect dials a server, waiting a little for a client's port that is still
-// taken by its last connection.
-func (q *peer) connect(ctx context.Context, t tuple, seq uint32) (Conn, error) {
-	for try := 1; ; try++ {
-		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst, seq)
-		taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)
-		if !taken || try == addressTries {
-			return c, err
-		}
-		sleep(ctx, addressPause)
-	}
-}
-
-// refuse answers OPEN and waits for the near agent to close.
-func (q *peer) refuse(pc *peerConn, kind Refusal) error {
-	q.count(func(s *PeerStats) { s.Refused++ })
-	pc.out.finish(appendFrame(nil, frameRefused, []byte{byte(kind)}))
-	pc.conn.SetDeadline(time.Now().Add(closeGrace))
-	if err := pc.await(); err == nil {
-		return errFrame
-	}
-	pc.out.wait()
-	return pc.conn.Finish()
-}
-
-// refusalOf says by the error of a dial what the client is told.
-func refusalOf(err error) Refusal {
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
-		return RefusedByServer
-	case errors.Is(err, syscall.EHOSTUNREACH):
-		return HostUnreachable
-	case errors.Is(err, syscall.ENETUNREACH):
-		return NetUnreachable
-	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
-		return Prohibited
-	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return TimedOut
-	}
-	return Unable
-}
-
 // relay carries a stream to its end and accounts for it.
 func (q *peer) relay(t tuple, near bool, local Conn, pc *peerConn, window uint32) {
 	r := newRelay(t, near, local, pc, uint64(window), &q.p.bufs, q.p.spawn)
+	r.desync = func() { q.restart(pc.epoch) }
 	q.mu.Lock()
 	stopping := q.stopping
 	q.relays[r] = struct{}{}

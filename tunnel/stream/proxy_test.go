@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -472,5 +473,97 @@ func TestWrongToken(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		})
+	})
+}
+
+// TestMiss: blocks that refer to what the far side has lost are asked for
+// again; when that goes on, both sides start cold and streams work.
+func TestMiss(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		one := data(8, 1<<20)
+		c, s := w.split(4013)
+		exchange(t, c, s, one, nil)
+		time.Sleep(time.Second)
+		epoch := w.b.proxy.Stats().Peers[0].Epoch
+
+		w.b.proxy.LoseHistory("dc1")
+		c, s = w.split(4014)
+		go func() {
+			c.Write(one[:10000]) // one block with sources that are gone
+			time.Sleep(time.Second)
+			c.Write(data(9, 100000))
+			c.CloseWrite()
+		}()
+		want := append(one[:10000:10000], data(9, 100000)...)
+		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		s.CloseWrite()
+		time.Sleep(time.Second)
+		if p := w.a.proxy.Stats().Peers[0]; p.Resent != 1 || p.Reset != 0 {
+			t.Errorf("one miss: %+v", p)
+		}
+
+		w.b.proxy.LoseHistory("dc1")
+		c, s = w.split(4015)
+		go func() {
+			for i := 0; i < len(one); i += 100000 {
+				if _, err := c.Write(one[i:min(i+100000, len(one))]); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		}()
+		if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("nothing but misses: %v", err)
+		}
+		time.Sleep(5 * time.Second)
+		if p := w.b.proxy.Stats().Peers[0]; p.Epoch == epoch || p.Restarts != 1 {
+			t.Errorf("after misses in a row: %+v", p)
+		}
+		c, s = w.split(4016)
+		exchange(t, c, s, one, one)
+		if p := w.a.proxy.Stats().Peers[0]; p.Restarts != 1 {
+			t.Errorf("the other side: %+v", p)
+		}
+	})
+}
+
+// TestIdle holds what an idle stream costs each agent: at most 64 KiB and
+// three goroutines.
+func TestIdle(t *testing.T) {
+	bubble(t, time.Millisecond, func(w *world) {
+		const streams = 300
+		measure := func() (memory uint64, goroutines int) {
+			synctest.Wait()
+			runtime.GC()
+			runtime.GC() // what the pools held
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapInuse + m.StackInuse, runtime.NumGoroutine()
+		}
+		c, s := w.split(4017) // everything shared exists now
+		exchange(t, c, s, data(1, 1<<20), nil)
+		time.Sleep(time.Second)
+		before, goroutines := measure()
+		conns := make([]stream.Conn, 0, 2*streams)
+		for range streams {
+			c, s := w.split(4018)
+			c.Write(data(2, 1000))
+			s.Read(make([]byte, 1000))
+			conns = append(conns, c, s)
+		}
+		time.Sleep(time.Minute)
+		after, more := measure()
+		if got := int64(after-before) / (2 * streams); got > 64<<10 {
+			t.Errorf("%d bytes per stream and agent", got)
+		}
+		if got := float64(more-goroutines) / (2 * streams); got > 3 {
+			t.Errorf("%.1f goroutines per stream and agent", got)
+		}
+		t.Logf("%d bytes, %.1f goroutines", int64(after-before)/(2*streams), float64(more-goroutines)/(2*streams))
+		for _, c := range conns {
+			c.Close()
+		}
 	})
 }

@@ -12,6 +12,8 @@ import (
 	"stitch/tunnel/stream/block"
 )
 
+var errDesync = errors.New("stream: the histories of the two sites differ")
+
 var errClosed = fmt.Errorf("stream: %w", net.ErrClosed)
 
 const (
@@ -29,6 +31,9 @@ const (
 	stallCheck = time.Second
 	// ackEvery is the most blocks per acknowledgement.
 	ackEvery = 16
+	// maxMisses in a row without a good block between them: the histories no
+	// longer agree, and both sides start again.
+	maxMisses = 3
 	// wholeChunk is the size from which a decoded block is queued as it is;
 	// smaller ones are copied together.
 	wholeChunk = 64 << 10
@@ -48,6 +53,9 @@ type relay struct {
 	dec   *block.Decoder
 	bufs  *buffers
 	spawn func(func())
+	// desync is called when the histories do not agree any more.
+	desync func()
+	misses int // of intake: in a row
 
 	sent, received atomic.Uint64 // original bytes from, for the local host
 	closed         chan struct{} // reset or finished
@@ -320,10 +328,11 @@ func (r *relay) decode(t frameType, body []byte) error {
 	buf := r.bufs.get()
 	out, err := r.dec.Decode(buf[:0], body)
 	miss := errors.Is(err, block.ErrMiss)
-	if miss {
-		nack := r.dec.AppendNack(beginFrame(nil, frameNack))
-		r.pc.out.control(endFrame(nack, 0))
-		err = nil
+	switch {
+	case miss:
+		err = r.missed()
+	case t == frameData && len(out) > 0:
+		r.misses = 0
 	}
 	if err == nil {
 		err = r.deliver(out, miss, t == frameResent)
@@ -332,6 +341,17 @@ func (r *relay) decode(t frameType, body []byte) error {
 		r.bufs.put(buf)
 	}
 	return err
+}
+
+// missed asks for the block that could not be decoded.
+func (r *relay) missed() error {
+	if r.misses++; r.misses >= maxMisses {
+		r.desync()
+		return errDesync
+	}
+	nack := r.dec.AppendNack(beginFrame(nil, frameNack))
+	r.pc.out.control(endFrame(nack, 0))
+	return nil
 }
 
 // deliver queues decoded bytes. It keeps data if it is at least wholeChunk
