@@ -35,8 +35,8 @@ const (
 	fresh    = 5
 	pace     = 100 * time.Millisecond
 	stall    = 60 * time.Second
-	download = 24 << 20
-	rate     = 256 << 10 // bytes a second of the download
+	download = 18 << 20
+	rate     = 256 << 10 // bytes a second of the download: 72 s, more than both moves
 	floor    = 250 * time.Millisecond
 )
 
