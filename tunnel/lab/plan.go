@@ -138,6 +138,10 @@ func sysctls(host string, emulator bool) []string {
 		"net/ipv6/conf/default/accept_ra=0", "net/ipv4/conf/all/rp_filter=0", "net/ipv4/conf/default/rp_filter=0",
 		"net/bridge/bridge-nf-call-iptables=0", "net/bridge/bridge-nf-call-ip6tables=0", "net/bridge/bridge-nf-call-arptables=0"}
 	switch {
+	case host == "h1" || host == "h2":
+		// Two devices on one LAN: each answers for its own address only, so that
+		// a neighbour never learns a MAC that this host does not send from.
+		return append(s, "net/ipv4/conf/all/arp_ignore=1", "net/ipv4/conf/all/arp_announce=2")
 	case host == "e1" || host == "e2":
 		return append(s, "net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1")
 	case host == "wan" && emulator:
