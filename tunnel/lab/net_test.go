@@ -157,11 +157,13 @@ func blast(t *testing.T, l *Lab, n, payload int) (got int, took time.Duration) {
 		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20) })
 	}
 	conn := dial(t, l, "e1", "udp", pc.LocalAddr().String(), "")
-	for i := range n {
-		if _, err := conn.Write(make([]byte, payload)); err != nil {
-			t.Fatalf("datagram %d: %v", i, err)
+	go func() { // reading must not wait for the last to be sent: the first arrive meanwhile
+		for i := range n {
+			if _, err := conn.Write(make([]byte, payload)); err != nil {
+				t.Errorf("datagram %d: %v", i, err)
+			}
 		}
-	}
+	}()
 	var first, last time.Time
 	for buf := make([]byte, 2048); ; got++ {
 		_ = pc.SetReadDeadline(time.Now().Add(time.Second))
@@ -208,7 +210,7 @@ func selfRate(t *testing.T, l *Lab) {
 		return
 	}
 	rate := float64(n-1) * (payload + 28) * 8 / took.Seconds()
-	noisy(t, math.Abs(rate/50e6-1) <= 0.02, "50 Mb/s set, %.3f measured", rate/1e6)
+	noisy(t, math.Abs(rate/50e6-1) <= 0.01, "50 Mb/s set, %.3f measured", rate/1e6)
 }
 
 // selfTCP: 8 MB arrive byte for byte, at most of the rate.

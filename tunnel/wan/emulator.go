@@ -26,6 +26,11 @@ type EmulatorConfig struct {
 	Log *slog.Logger `json:"-"`
 }
 
+func (c EmulatorConfig) withDefaults() EmulatorConfig {
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	return c
+}
+
 // Path is one direction between two ports, by name.
 type Path struct {
 	From   string `json:"from"`
@@ -100,7 +105,7 @@ type Emulator struct {
 // control socket; a stale socket file is replaced. Run may be called from
 // anywhere. Every Open needs a Run, which closes everything, or a Close.
 func Open(cfg EmulatorConfig) (*Emulator, error) {
-	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	cfg = cfg.withDefaults()
 	r, err := newRouter(cfg.Ports)
 	if err != nil {
 		return nil, fmt.Errorf("wan: %w", err)

@@ -2,7 +2,10 @@ package wan
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -11,6 +14,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun/tuntest"
 )
 
 // TestMain turns the collector off: wireguard-go's finalizers must not run
@@ -18,6 +23,49 @@ import (
 func TestMain(m *testing.M) {
 	debug.SetGCPercent(-1)
 	m.Run()
+}
+
+// TestNetWireGuard lets two wireguard-go devices talk over a bad WAN: a packet
+// written into one TUN comes out of the other.
+func TestNetWireGuard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, a, b, err := Pipe(Params{Delay: 100 * time.Millisecond, Rate: 1e6, Loss: 0.1, Seed: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tunA, tunB := tuntest.NewChannelTUN(), tuntest.NewChannelTUN()
+		quiet := device.NewLogger(device.LogLevelSilent, "")
+		devA, devB := device.NewDevice(tunA.TUN(), a, quiet), device.NewDevice(tunB.TUN(), b, quiet)
+		defer devA.Close()
+		defer devB.Close()
+		privA, pubA := wgKeys(t)
+		privB, pubB := wgKeys(t)
+		conf := "private_key=%x\nlisten_port=51820\npublic_key=%x\nallowed_ip=0.0.0.0/0\nendpoint=%v:51820\n"
+		err = errors.Join(devA.IpcSet(fmt.Sprintf(conf, privA, pubB, b.Addr())), devB.IpcSet(fmt.Sprintf(conf, privB, pubA, a.Addr())),
+			devA.Up(), devB.Up())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ping := tuntest.Ping(netip.MustParseAddr("10.2.0.1"), netip.MustParseAddr("10.1.0.1"))
+		start := time.Now()
+		tunA.Outbound <- ping
+		if got := <-tunB.Inbound; !bytes.Equal(got, ping) {
+			t.Errorf("got %x, want %x", got, ping)
+		}
+		if took := time.Since(start); took < 300*time.Millisecond {
+			t.Errorf("handshake and packet took %v over 100 ms each way", took)
+		}
+	})
+}
+
+// wgKeys returns a key pair.
+func wgKeys(t *testing.T) (private, public []byte) {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.Bytes(), k.PublicKey().Bytes()
 }
 
 // receiveOne reads exactly one datagram.
