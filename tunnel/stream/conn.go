@@ -189,8 +189,8 @@ func acceptHello(pc *peerConn, s session, token *[32]byte) error {
 // requestOpen asks the far agent to connect and waits for its answer. An error
 // before the far agent has said that it dials means that another connection
 // may be tried.
-func requestOpen(pc *peerConn, t tuple, seq uint32) (window uint32, kind Refusal, dialling bool, err error) {
-	o := openRequest{Window: minWindow, Seq: seq, Src: t.src, Dst: t.dst}
+func requestOpen(pc *peerConn, t tuple) (window uint32, kind Refusal, dialling bool, err error) {
+	o := openRequest{Window: minWindow, Src: t.src, Dst: t.dst}
 	if err := pc.out.data(appendFrame(nil, frameOpen, o.append(nil))); err != nil {
 		return 0, 0, false, err
 	}

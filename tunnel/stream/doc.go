@@ -16,12 +16,12 @@
 //     refused: the RST or ICMP error that the far agent got is written into
 //     st-hold towards the client. It did not answer: nothing is said.
 //  4. Bytes are relayed both ways until both directions have ended and each end
-//     has said that everything was acknowledged by its host.
-//
-// The far agent's SYN has the client's own first sequence number (TCP_REPAIR).
-// An ICMP error about it is addressed to the client, whose address it has: not
-// our socket gets it but the client, through the link, and its kernel takes it
-// as the answer to its own SYN.
+//     has said that everything was acknowledged by its host (DONE). An end of
+//     one direction is passed on at once while the other is open; the last one
+//     a host is told only when its own bytes have arrived. Until then the death
+//     of an agent is a reset. What no proxy can undo: a host that had been told
+//     the other's end and then ends itself sees a closed connection, though its
+//     last bytes may still be lost; the other host is reset.
 //
 // A rule with handshake "early" writes the SYN back at once and opens the
 // stream in parallel; a refusal is then a reset after connect.
@@ -42,7 +42,10 @@
 // only when it came from neither st-hold nor a link and no socket matches it;
 // the connection mark MarkSplit is set when TPROXY takes the SYN from st-hold
 // (not when it is held: it may yet be passed) and by the SO_MARK of the far
-// agent's socket; what comes from st-hold is forwarded, its rp_filter is 0.
+// agent's socket; what comes from st-hold is forwarded, its rp_filter is not 1;
+// an ICMP error about a packet of a transparent socket is given to that socket
+// although it is addressed to the client, else an unreachable server is a
+// timeout.
 //
 // # Wire format
 //
@@ -58,7 +61,7 @@
 //	  2   WELCOME  listener    as HELLO (same connection id), HMAC 32
 //	  3   AUTH     dialler     HMAC 32
 //	  4   READY    listener    empty
-//	 16   OPEN     dialler     window 4, sequence number 4, family 1 (4 or 6), source, destination: address 4 or 16, port 2
+//	 16   OPEN     dialler     window 4, family 1 (4 or 6), source and destination: address 4 or 16, port 2 each
 //	 17   DIALING  listener    empty: OPEN has been accepted for dialling
 //	 18   OPENED   listener    window 4
 //	 19   REFUSED  listener    kind 1 (see Refusal)
@@ -68,7 +71,7 @@
 //	 23   RESENT   both        the block a NACK asked for
 //	 24   CREDIT   both        limit 8: original bytes the receiver of this frame may have sent in all
 //	 25   FIN      both        total 8: original bytes sent in this direction; no DATA follows
-//	 26   DONE     both        total 8: that many bytes and the FIN were acknowledged by the host here
+//	 26   DONE     both        total 8: that many bytes, all there are, were acknowledged by the host here
 //	 27   RESET    both        empty: the host here reset its connection
 //
 // A type that is not listed, a body longer or shorter than its type allows, or

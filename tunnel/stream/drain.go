@@ -62,7 +62,7 @@ func (r *relay) next() (chunk []byte, fin bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.queue) == 0 {
-		return nil, r.fin && !r.shut
+		return nil, r.mayShut()
 	}
 	chunk = r.queue[0]
 	r.queue[0] = nil
@@ -71,6 +71,13 @@ func (r *relay) next() (chunk []byte, fin bool) {
 		r.queue = nil
 	}
 	return chunk, false
+}
+
+// mayShut reports whether our host is to be told the end of the other one; mu
+// is held. When our host has ended too this would be the last it hears, and a
+// clean end: then it waits until its own bytes have arrived.
+func (r *relay) mayShut() bool {
+	return r.fin && !r.shut && (!r.finSent || r.peerDone)
 }
 
 // write writes a chunk, or the FIN, to the host.
@@ -114,11 +121,12 @@ func (r *relay) look() (progress bool, s drainState, err error) {
 	if limit, ok := r.grant.Update(time.Now(), r.received.Load(), min(acked, r.written), rtt); ok && !r.fin {
 		r.pc.out.control(appendCount(nil, frameCredit, limit))
 	}
-	if r.shut && n == 0 && !r.done {
+	if r.fin && !r.done && len(r.queue) == 0 && acked >= r.written {
 		r.done = true
 		r.pc.out.control(appendCount(nil, frameDone, r.finTotal))
-		r.settleEnd()
 	}
+	r.shutDone = r.shut && n == 0
+	r.settleEnd()
 	return progress, r.state(), nil
 }
 
@@ -126,11 +134,11 @@ func (r *relay) look() (progress bool, s drainState, err error) {
 func (r *relay) state() drainState {
 	switch {
 	case r.over:
-	case len(r.queue) > 0 || r.fin && !r.shut:
+	case len(r.queue) > 0 || r.mayShut():
 		return drainMore
 	case r.rst:
 		return drainReset
-	case r.fin && !r.done, r.acked < r.written && r.grant.Scarce(r.received.Load()):
+	case r.fin && !r.done, r.shut && !r.shutDone, r.acked < r.written && r.grant.Scarce(r.received.Load()):
 		return drainPoll
 	}
 	r.draining = false

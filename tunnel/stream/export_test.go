@@ -1,6 +1,45 @@
 package stream
 
-import "stitch/dedupe"
+import (
+	"io"
+	"time"
+
+	"stitch/dedupe"
+)
+
+// Dialler does the dialling side's handshake with a token, whatever the
+// listener's is; nil means that the listener has accepted it.
+func Dialler(c Conn, token [32]byte) error {
+	c.SetDeadline(time.Now().Add(time.Minute))
+	mine := hello{ConnID: 1, Epoch: 77, History: 1 << 20}.append(nil)
+	c.Write(appendFrame(nil, frameHello, mine))
+	_, theirs, err := readFrame(c, nil)
+	if err != nil {
+		return err
+	}
+	mac := helloMAC(&token, diallerLabel, mine, theirs[:helloLen])
+	c.Write(appendFrame(nil, frameAuth, mac[:]))
+	t, _, err := readFrame(c, nil)
+	if err == nil && t != frameReady {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// ListenerHello does the listening side's handshake with a token; nil means that
+// the dialler has shown its own.
+func ListenerHello(c Conn, token [32]byte) error {
+	c.SetDeadline(time.Now().Add(time.Minute))
+	_, theirs, err := readFrame(c, nil)
+	if err != nil {
+		return err
+	}
+	mine := hello{ConnID: 1, Epoch: 77, History: 1 << 20}.append(nil)
+	mac := helloMAC(&token, listenerLabel, theirs, mine)
+	c.Write(appendFrame(nil, frameWelcome, append(mine, mac[:]...)))
+	_, _, err = readFrame(c, nil)
+	return err
+}
 
 // LoseHistory gives every connection there is to a peer an empty history
 // without telling anybody: what damage to the memory would do.

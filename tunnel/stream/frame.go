@@ -38,9 +38,8 @@ const (
 	maxBody = block.MaxFrame
 	// maxAckBody bounds ACK and NACK bodies: they are short lists.
 	maxAckBody = 4 << 10
-	openHead   = 4 + 4 + 1
-	openLen4   = openHead + 2*(4+2)
-	openLen6   = openHead + 2*(16+2)
+	openLen4   = 4 + 1 + 2*(4+2)
+	openLen6   = 4 + 1 + 2*(16+2)
 )
 
 // errFrame is wrapped by every error about bytes that are no valid frame.
@@ -152,18 +151,15 @@ func parseCount(body []byte) (uint64, error) {
 }
 
 // openRequest is the body of OPEN: connect from Src to Dst; the sender takes
-// Window original bytes before it has granted more. Seq is the client's first
-// sequence number; 0: not known.
+// Window original bytes before it has granted more.
 type openRequest struct {
 	Window   uint32
-	Seq      uint32
 	Src, Dst netip.AddrPort
 }
 
 // append appends the body.
 func (o openRequest) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, o.Window)
-	b = binary.BigEndian.AppendUint32(b, o.Seq)
 	family := byte(6)
 	if o.Dst.Addr().Is4() {
 		family = 4
@@ -180,17 +176,16 @@ func (o openRequest) append(b []byte) []byte {
 // connection has one spelling.
 func parseOpen(body []byte) (openRequest, error) {
 	var o openRequest
-	if len(body) < openHead {
+	if len(body) < 5 {
 		return o, fmt.Errorf("%w: open of %d bytes", errFrame, len(body))
 	}
-	family := body[openHead-1]
-	size := map[byte]int{4: 4, 6: 16}[family]
-	if size == 0 || len(body) != openHead+2*(size+2) {
-		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), family)
+	size := map[byte]int{4: 4, 6: 16}[body[4]]
+	if size == 0 || len(body) != 5+2*(size+2) {
+		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), body[4])
 	}
-	o.Window, o.Seq = binary.BigEndian.Uint32(body), binary.BigEndian.Uint32(body[4:])
-	o.Src = parseAddrPort(body[openHead:], size)
-	o.Dst = parseAddrPort(body[openHead+size+2:], size)
+	o.Window = binary.BigEndian.Uint32(body)
+	o.Src = parseAddrPort(body[5:], size)
+	o.Dst = parseAddrPort(body[5+size+2:], size)
 	if o.Src.Addr().Is4In6() || o.Dst.Addr().Is4In6() {
 		return o, fmt.Errorf("%w: IPv4 inside an IPv6 address", errFrame)
 	}

@@ -63,7 +63,7 @@ func TestGoldenFrames(t *testing.T) {
 	golden(t, "ready", appendFrame(nil, frameReady, nil))
 	for name, v6 := range map[string]bool{"open4": false, "open6": true} {
 		k := testTuple(v6)
-		golden(t, name, appendFrame(nil, frameOpen, openRequest{minWindow, 0xfffffff0, k.src, k.dst}.append(nil)))
+		golden(t, name, appendFrame(nil, frameOpen, openRequest{minWindow, k.src, k.dst}.append(nil)))
 	}
 	golden(t, "opened", appendOpened(nil, minWindow))
 	golden(t, "refused", appendFrame(nil, frameRefused, []byte{byte(HostUnreachable)}))
@@ -95,7 +95,7 @@ func TestFrameBounds(t *testing.T) {
 }
 
 func TestReadFrameTruncated(t *testing.T) {
-	whole := appendFrame(nil, frameOpen, openRequest{1, 2, testTuple(false).src, testTuple(false).dst}.append(nil))
+	whole := appendFrame(nil, frameOpen, openRequest{1, testTuple(false).src, testTuple(false).dst}.append(nil))
 	for n := range whole {
 		_, _, err := readFrame(bytes.NewReader(whole[:n]), nil)
 		want := io.ErrUnexpectedEOF
@@ -111,7 +111,7 @@ func TestReadFrameTruncated(t *testing.T) {
 func TestParseOpen(t *testing.T) {
 	for _, v6 := range []bool{false, true} {
 		k := testTuple(v6)
-		want := openRequest{Window: 12345, Seq: 1 << 31, Src: k.src, Dst: k.dst}
+		want := openRequest{Window: 12345, Src: k.src, Dst: k.dst}
 		body := want.append(nil)
 		if got, err := parseOpen(body); err != nil || got != want {
 			t.Errorf("%+v, %v, want %+v", got, err, want)
@@ -127,7 +127,7 @@ func TestParseOpen(t *testing.T) {
 	}
 	mapped := netip.MustParseAddrPort("[::ffff:10.1.0.1]:80")
 	body := openRequest{Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)
-	copy(body[openHead:], mapped.Addr().AsSlice())
+	copy(body[5:], mapped.Addr().AsSlice())
 	if _, err := parseOpen(body); err == nil {
 		t.Error("IPv4 inside IPv6 is taken")
 	}
@@ -257,7 +257,7 @@ func TestEpochs(t *testing.T) {
 
 func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameHello, testHello().append(nil)))
-	f.Add(appendFrame(nil, frameOpen, openRequest{1, 2, testTuple(true).src, testTuple(true).dst}.append(nil)))
+	f.Add(appendFrame(nil, frameOpen, openRequest{1, testTuple(true).src, testTuple(true).dst}.append(nil)))
 	f.Add(appendCount(nil, frameCredit, 99))
 	f.Add(appendFrame(nil, frameData, bytes.Repeat([]byte{7}, 100)))
 	f.Add([]byte{20, 255, 255, 255, 0})

@@ -31,9 +31,6 @@ const (
 	rtoMaxMS    = 1000
 	// tcpRTOMax is TCP_RTO_MAX_MS of Linux 6.15.
 	tcpRTOMax = 44
-	// tcpSendQueue is TCP_SEND_QUEUE, tcpRepairOff TCP_REPAIR_OFF_NO_WP.
-	tcpSendQueue = 2
-	tcpRepairOff = -1
 )
 
 // localKeepAlive ends connections whose host has vanished without a word,
@@ -88,14 +85,14 @@ func (Linux) Intercept(port uint16) ([]Listener, error) {
 }
 
 // Dial implements Net.
-func (Linux) Dial(ctx context.Context, src, dst netip.AddrPort, seq uint32) (Conn, error) {
+func (Linux) Dial(ctx context.Context, src, dst netip.AddrPort) (Conn, error) {
 	network := "tcp4"
 	if dst.Addr().Is6() {
 		network = "tcp6"
 	}
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(src), KeepAliveConfig: localKeepAlive,
-		Control: control(transparent(network), firstSeq(seq), reuse, mark(config.MarkSplit), localBuffers, resetOnClose),
+		Control: control(transparent(network), reuse, mark(config.MarkSplit), localBuffers, resetOnClose),
 	}
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, network, dst.String())
@@ -211,22 +208,6 @@ func device(name string) option {
 
 func free(fd int) error {
 	return wrap("IP_FREEBIND", unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1))
-}
-
-// firstSeq makes the socket's SYN carry seq. It must come before reuse, which
-// the end of TCP_REPAIR switches off.
-func firstSeq(seq uint32) option {
-	return func(fd int) error {
-		if seq == 0 {
-			return nil
-		}
-		set := func(name, value int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, name, value) }
-		return wrap("TCP_REPAIR", cmpErr(
-			set(unix.TCP_REPAIR, 1),
-			set(unix.TCP_REPAIR_QUEUE, tcpSendQueue),
-			set(unix.TCP_QUEUE_SEQ, int(int32(seq))),
-			set(unix.TCP_REPAIR, tcpRepairOff)))
-	}
 }
 
 // reuse lets a client's port be used towards several servers.

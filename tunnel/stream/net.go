@@ -29,10 +29,9 @@ type Net interface {
 	// is any) on port. LocalAddr of a connection they accept is where the
 	// client wanted to go.
 	Intercept(port uint16) ([]Listener, error)
-	// Dial connects from a client's own address and port to a server, with
-	// seq as the first sequence number unless it is 0. The error wraps the
-	// errno the kernel gave.
-	Dial(ctx context.Context, src, dst netip.AddrPort, seq uint32) (Conn, error)
+	// Dial connects from a client's own address and port to a server. The
+	// error wraps the errno the kernel gave.
+	Dial(ctx context.Context, src, dst netip.AddrPort) (Conn, error)
 	// ListenPeer listens for the peer's agent on the link; DialPeer connects
 	// to it. Both are bound to the link's device.
 	ListenPeer(l Link, port uint16) (Listener, error)

@@ -295,13 +295,13 @@ func (q *peer) reachable() bool {
 }
 
 // open has the peer connect. Kind 0 is success; the caller then owns pc.
-func (q *peer) open(ctx context.Context, t tuple, seq uint32) (pc *peerConn, window uint32, kind Refusal) {
+func (q *peer) open(ctx context.Context, t tuple) (pc *peerConn, window uint32, kind Refusal) {
 	for range warm + 1 {
 		pc, err := q.take(ctx)
 		if err != nil {
 			return nil, 0, Unable
 		}
-		window, kind, dialling, err := requestOpen(pc, t, seq)
+		window, kind, dialling, err := requestOpen(pc, t)
 		if err == nil && kind == 0 {
 			return pc, window, 0
 		}

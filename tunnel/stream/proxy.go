@@ -66,7 +66,6 @@ type opened struct {
 	peer   *peer
 	pc     *peerConn
 	window uint32
-	seq    uint32 // the client's
 }
 
 // New checks the configuration; it opens nothing.
@@ -188,7 +187,7 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	case verdictPass:
 		p.pass(q, packet)
 	case verdictOpen:
-		p.open(ctx, q, s, rule.Handshake == config.Early)
+		p.open(ctx, q, s.tuple, rule.Handshake == config.Early)
 	}
 }
 
@@ -207,25 +206,24 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 }
 
 // open finds a stream for a held SYN: at once for an early one.
-func (p *Proxy) open(ctx context.Context, q *peer, s syn, early bool) {
+func (p *Proxy) open(ctx context.Context, q *peer, t tuple, early bool) {
 	switch {
 	case !q.reachable() || !p.gate.enter():
-		p.passHeld(q, s.tuple)
+		p.passHeld(q, t)
 	case early:
 		p.gate.leave()
-		p.release(s.tuple, &opened{peer: q, seq: s.seq})
+		p.release(t, &opened{peer: q})
 	default:
 		p.spawn(func() {
 			defer p.gate.leave()
-			p.ask(ctx, q, s)
+			p.ask(ctx, q, t)
 		})
 	}
 }
 
 // ask has the peer connect and gives the client its answer.
-func (p *Proxy) ask(ctx context.Context, q *peer, s syn) {
-	t := s.tuple
-	pc, window, kind := q.open(ctx, t, s.seq)
+func (p *Proxy) ask(ctx context.Context, q *peer, t tuple) {
+	pc, window, kind := q.open(ctx, t)
 	switch kind {
 	case 0:
 		p.release(t, &opened{peer: q, pc: pc, window: window})
@@ -332,7 +330,7 @@ func (p *Proxy) join(t tuple) *opened {
 func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
 	if o.pc == nil {
 		var kind Refusal
-		if o.pc, o.window, kind = o.peer.open(ctx, t, o.seq); kind != 0 {
+		if o.pc, o.window, kind = o.peer.open(ctx, t); kind != 0 {
 			c.Close()
 			return
 		}

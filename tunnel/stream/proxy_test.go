@@ -460,20 +460,87 @@ func TestMany(t *testing.T) {
 	})
 }
 
+// TestWrongToken: neither side talks to one that does not know the token.
 func TestWrongToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, time.Millisecond)
-		w.b.link.Token[0]++
-		w.run(func() {
-			w.fabric.Serve(netip.AddrPortFrom(server, 4000))
-			if _, how, err := w.connect(netip.AddrPortFrom(server, 4000)); err != nil || how != streamtest.Direct {
-				t.Errorf("%v, %v", how, err)
+		right := w.b.link.Token
+		wrong := right
+		wrong[31] ^= 1
+		w.b.start()
+		synctest.Wait()
+		rogue := w.fabric.Site(edge1)
+		for token, ok := range map[[32]byte]bool{right: true, wrong: false, {}: false} {
+			c, err := rogue.DialPeer(context.Background(), w.a.link, config.StreamPort)
+			if err != nil {
+				t.Fatal(err)
 			}
-			if s := w.a.proxy.Stats().Peers[0]; s.Alive || s.LastError == "" {
-				t.Errorf("%+v", s)
+			if err := stream.Dialler(c, token); ok != (err == nil) {
+				t.Errorf("dialler's token right %v: %v", ok, err)
 			}
-		})
+			l, err := rogue.ListenPeer(w.a.link, config.StreamPort)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, _ = l.Accept()
+			if err := stream.ListenerHello(c, token); ok != (err == nil) {
+				t.Errorf("listener's token right %v: %v", ok, err)
+			}
+			l.Close()
+			c.Close()
+		}
+		if s := w.b.proxy.Stats().Peers[0]; s.Alive || s.LastError == "" {
+			t.Errorf("%+v", s)
+		}
+		w.b.stop()
+		<-w.b.done
 	})
+}
+
+// TestStranger: only the peer's own link address may talk on the link.
+func TestStranger(t *testing.T) {
+	bubble(t, time.Millisecond, func(w *world) {
+		link := w.a.link
+		link.Local = netip.MustParseAddr("169.254.1.3")
+		c, err := w.fabric.Site(edge1).DialPeer(context.Background(), link, config.StreamPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Dialler(c, link.Token); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a stranger got %v", err)
+		}
+	})
+}
+
+// TestKillUnacknowledged: both hosts have sent all and ended, but the server
+// has not acknowledged everything when an agent dies: nobody must believe in a
+// clean end.
+func TestKillUnacknowledged(t *testing.T) {
+	for _, near := range []bool{true, false} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			c, s := w.split(4019)
+			c.Write(data(1, 200000)) // more than the server's kernel takes
+			c.CloseWrite()
+			time.Sleep(time.Second)
+			s.CloseWrite()
+			time.Sleep(time.Minute)
+			if a, b := w.a.proxy.Stats().Open, w.b.proxy.Stats().Open; a != 1 || b != 1 {
+				t.Errorf("%d and %d streams open", a, b)
+			}
+			victim := w.b
+			if near {
+				victim = w.a
+			}
+			victim.kill()
+			time.Sleep(time.Second)
+			for name, conn := range map[string]stream.Conn{"client": c, "server": s} {
+				if _, err := io.ReadAll(conn); !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%s: %v, want a reset", name, err)
+				}
+			}
+			victim.start()
+		})
+	}
 }
 
 // TestMiss: blocks that refer to what the far side has lost are asked for
@@ -488,12 +555,12 @@ func TestMiss(t *testing.T) {
 
 		w.b.proxy.LoseHistory("dc1")
 		c, s = w.split(4014)
-		go func() {
+		go func(c stream.Conn) {
 			c.Write(one[:10000]) // one block with sources that are gone
 			time.Sleep(time.Second)
 			c.Write(data(9, 100000))
 			c.CloseWrite()
-		}()
+		}(c)
 		want := append(one[:10000:10000], data(9, 100000)...)
 		if got, err := io.ReadAll(s); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d bytes, %v", len(got), err)
@@ -506,14 +573,14 @@ func TestMiss(t *testing.T) {
 
 		w.b.proxy.LoseHistory("dc1")
 		c, s = w.split(4015)
-		go func() {
+		go func(c stream.Conn) {
 			for i := 0; i < len(one); i += 100000 {
 				if _, err := c.Write(one[i:min(i+100000, len(one))]); err != nil {
 					return
 				}
 				time.Sleep(time.Second)
 			}
-		}()
+		}(c)
 		if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("nothing but misses: %v", err)
 		}

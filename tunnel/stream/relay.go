@@ -72,13 +72,14 @@ type relay struct {
 	acked    uint64
 	draining bool
 	finSent  bool   // our host ended its direction
-	peerDone bool   // the peer's host has acknowledged all of it
+	peerDone bool   // the peer's host has acknowledged all its bytes
 	finSeen  bool   // the peer's host ended its direction
 	finTotal uint64 // after so many bytes
 	fin      bool   // which are all here
 	missing  bool   // a block is being sent again
-	shut     bool   // and our host was told
-	done     bool   // and has acknowledged all of it
+	done     bool   // and acknowledged by our host
+	shut     bool   // our host was told the end
+	shutDone bool   // and has acknowledged it
 	rst      bool   // the peer's host reset
 	over     bool   // reset or finished
 	clean    bool   // finished
@@ -140,9 +141,9 @@ func (r *relay) abort(tell bool) {
 }
 
 // settleEnd ends the stream cleanly when both hosts have acknowledged
-// everything; mu is held.
+// everything, ours also its end; mu is held.
 func (r *relay) settleEnd() {
-	if r.over || !r.done || !r.peerDone {
+	if r.over || !r.done || !r.peerDone || !r.shutDone {
 		return
 	}
 	r.over, r.clean = true, true
@@ -238,13 +239,14 @@ func (r *relay) sendFin() {
 	r.pc.out.control(appendCount(nil, frameFin, r.sent.Load()))
 }
 
-// peerLost is called when the inter-agent connection fails: the local host
-// gets a reset, unless the peer's reset is on its way to it in order.
+// peerLost is called when the inter-agent connection ends: the local host gets
+// a reset, unless the peer's reset is on its way to it in order, or both hosts
+// have acknowledged everything and the connection is not needed any more.
 func (r *relay) peerLost() {
 	r.mu.Lock()
-	ordered := r.rst
+	fine := r.rst || r.done && r.peerDone
 	r.mu.Unlock()
-	if !ordered {
+	if !fine {
 		r.abort(false)
 	}
 }
@@ -418,6 +420,7 @@ func (r *relay) count(t frameType, body []byte) error {
 	case t == frameDone && r.finSent && n == r.sent.Load():
 		r.peerDone = true
 		r.settleEnd()
+		r.kick() // our host's end may have waited for it
 	default:
 		return fmt.Errorf("%w: type %d with total %d", errFrame, t, n)
 	}

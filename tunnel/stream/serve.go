@@ -124,7 +124,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err := pc.out.data(appendFrame(nil, frameDialing, nil)); err != nil {
 		return err
 	}
-	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t, o.Seq) })
+	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t) })
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
@@ -141,9 +141,9 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 
 // connect dials a server, waiting a little for a client's port that is still
 // taken by its last connection.
-func (q *peer) connect(ctx context.Context, t tuple, seq uint32) (Conn, error) {
+func (q *peer) connect(ctx context.Context, t tuple) (Conn, error) {
 	for try := 1; ; try++ {
-		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst, seq)
+		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst)
 		taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)
 		if !taken || try == addressTries {
 			return c, err

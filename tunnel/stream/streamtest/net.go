@@ -172,7 +172,7 @@ func (n *Net) OpenHold() (netdev.Device, error) {
 }
 
 // Dial implements stream.Net.
-func (n *Net) Dial(ctx context.Context, src, dst netip.AddrPort, _ uint32) (stream.Conn, error) {
+func (n *Net) Dial(ctx context.Context, src, dst netip.AddrPort) (stream.Conn, error) {
 	c, err := n.f.connect(ctx, src, dst)
 	if err != nil {
 		return nil, err
