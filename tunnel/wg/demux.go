@@ -24,7 +24,6 @@ type receiver interface {
 type inbox struct {
 	reassembler carrier.Reassembler
 	out         [][]byte // plain packets for the TUN device
-	joined      [][]byte // those of out that go back to the reassembler
 }
 
 // Write takes decrypted packets from wireguard-go: plain ones go to the TUN
@@ -49,7 +48,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 		if now.IsZero() {
 			now = time.Now()
 		}
-		m.carrierPacket(b[offset:], offset, now)
+		m.carrierPacket(b, offset, now)
 	}
 	m.flush(offset)
 	if !now.IsZero() {
@@ -69,16 +68,11 @@ func (m *mux) flush(offset int) {
 	}
 	clear(in.out)
 	in.out = in.out[:0]
-	for i, b := range in.joined {
-		in.reassembler.Release(b)
-		in.joined[i] = nil
-	}
-	in.joined = in.joined[:0]
 }
 
-// carrierPacket handles a packet between link addresses.
-func (m *mux) carrierPacket(p []byte, offset int, now time.Time) {
-	h, payload, err := m.path.Parse(p)
+// carrierPacket handles a packet between link addresses, b[offset:].
+func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
+	h, payload, err := m.path.Parse(b[offset:])
 	switch {
 	case m.stock:
 		m.count.dropForeign.Add(1)
@@ -96,25 +90,25 @@ func (m *mux) carrierPacket(p []byte, offset int, now time.Time) {
 	}
 	m.count.rxParts.Add(1)
 	whole := m.inbox.reassembler.Add(h, payload, now)
-	switch {
-	case whole == nil:
-	case h.Kind == carrier.IP && offset == carrier.Headroom:
-		m.joinedPacket(whole)
-	default:
-		m.message(h, whole[carrier.Headroom:], now)
-		m.inbox.reassembler.Release(whole)
-	}
-}
-
-// joinedPacket queues an IP packet that came in parts for the TUN device.
-func (m *mux) joinedPacket(whole []byte) {
-	p := whole[carrier.Headroom:]
-	if !m.plainInside(p) {
-		m.inbox.reassembler.Release(whole)
+	if whole == nil {
 		return
 	}
-	m.inbox.out = append(m.inbox.out, whole)
-	m.inbox.joined = append(m.inbox.joined, whole)
+	if h.Kind == carrier.IP {
+		m.joinedPacket(b[:offset], whole)
+	} else {
+		m.message(h, whole, now)
+	}
+	m.inbox.reassembler.Release(whole)
+}
+
+// joinedPacket queues an IP packet that came in parts for the TUN device. It
+// goes into the buffer its last part came in, behind the offset: wireguard-go's
+// buffers are large enough for the device to coalesce packets in them.
+func (m *mux) joinedPacket(b, p []byte) {
+	if !m.plainInside(p) {
+		return
+	}
+	m.inbox.out = append(m.inbox.out, append(b, p...))
 	m.count.rxPackets.Add(1)
 	m.count.rxBytes.Add(uint64(len(p)))
 }

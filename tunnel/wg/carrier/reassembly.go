@@ -6,9 +6,6 @@ import (
 )
 
 const (
-	// Headroom is the bytes in front of a joined message that its holder may
-	// use.
-	Headroom = 16
 	// MaxEntries and MaxBytes bound the memory of incomplete messages.
 	MaxEntries = 256
 	MaxBytes   = 1 << 20
@@ -52,7 +49,7 @@ type entry struct {
 	header     Header
 	have       uint16
 	size       int    // length of every part but the final one; 0: not known
-	buf        []byte // Headroom, then parts at index*size
+	buf        []byte // parts at index*size
 	final      []byte // the final part until the others are there
 	born       time.Time
 	prev, next *entry
@@ -61,8 +58,8 @@ type entry struct {
 func (e *entry) bytes() int { return cap(e.buf) + cap(e.final) }
 
 // Add takes in one part; it borrows part. When the message is complete it
-// returns it with Headroom bytes in front; the caller owns it and may give it
-// back with Release. Otherwise it returns nil.
+// returns it; the caller owns it and may give it back with Release. Otherwise
+// it returns nil.
 func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
 	r.expire(now)
 	if h.Last == 0 || len(part) == 0 || len(part)*int(h.Last) > MaxMessage && h.Index != h.Last || len(part) > MaxMessage {
@@ -124,9 +121,9 @@ func (e *entry) store(index uint8, part []byte, r *Reassembler) {
 	}
 	if e.size == 0 {
 		e.size = len(part)
-		e.buf = r.take(Headroom + (last+1)*e.size)[:Headroom+last*e.size]
+		e.buf = r.take((last + 1) * e.size)[:last*e.size]
 	}
-	copy(e.buf[Headroom+int(index)*e.size:], part)
+	copy(e.buf[int(index)*e.size:], part)
 }
 
 // finish takes the entry out, whose only missing part is the given one, and

@@ -51,8 +51,8 @@ func TestJoinInAnyOrder(t *testing.T) {
 				}
 				continue
 			}
-			if len(got) < Headroom || !bytes.Equal(got[Headroom:], msg) {
-				t.Fatalf("%d bytes: joined to %d", n, len(got)-Headroom)
+			if !bytes.Equal(got, msg) {
+				t.Fatalf("%d bytes: joined to %d", n, len(got))
 			}
 			r.Release(got)
 		}
@@ -89,7 +89,7 @@ func TestInterleavedAgainstTwin(t *testing.T) {
 		joined := make(map[uint32]bool)
 		for _, p := range all {
 			if got := r.Add(p.h, p.data, start); got != nil {
-				if missing[p.h.ID] || !bytes.Equal(got[Headroom:], want[p.h.ID]) {
+				if missing[p.h.ID] || !bytes.Equal(got, want[p.h.ID]) {
 					t.Fatalf("seed %d: message %d is wrong", seed, p.h.ID)
 				}
 				joined[p.h.ID] = true
@@ -214,8 +214,8 @@ func FuzzReassembler(f *testing.F) {
 			now = now.Add(time.Duration(op[0]>>4) * 20 * time.Millisecond)
 			n := (int(op[2])<<8 | int(op[3])) % len(buf)
 			if whole := r.Add(h, buf[:n], now); whole != nil {
-				if len(whole)-Headroom > MaxMessage {
-					t.Fatalf("message of %d bytes", len(whole)-Headroom)
+				if len(whole) > MaxMessage {
+					t.Fatalf("message of %d bytes", len(whole))
 				}
 				r.Release(whole)
 			}
