@@ -36,7 +36,7 @@ race: ## run the race detector where goroutines share state
 	set -x; CGO_ENABLED=1 go test -race -short -count=1 -timeout 20m $(RACE)
 
 demo: setup-demo build ## show the mission: move a live virtual machine there and back (sudo)
-	go build -trimpath -buildvcs=false -o build/stitch-demo ./scripts/tour
+	go build -trimpath -buildvcs=false -o build/stitch-demo ./scripts/demo
 	build/stitch-demo
 
 fuzz: ## run every fuzz target for FUZZTIME (30s) each

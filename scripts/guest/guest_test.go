@@ -155,3 +155,14 @@ func TestWebServesDerivableBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestHurryEndsPacing would last for ever if it did not.
+func TestHurryEndsPacing(t *testing.T) {
+	h := handler(func() Status { return Status{} })
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/hurry", nil))
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/download?id=8&bytes=20000&rate=10", nil))
+	if b := w.Body.Bytes(); len(b) != 20000 || traffic.Check(b, 8, traffic.Answer, 0) >= 0 {
+		t.Errorf("%d bytes, or wrong ones", len(b))
+	}
+}

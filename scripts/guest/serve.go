@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"stitch/scripts/traffic"
@@ -18,6 +19,7 @@ const (
 	statusPath   = "/status"
 	downloadPath = "/download"
 	bytesPath    = "/bytes"
+	hurryPath    = "/hurry"
 	// maxDownload bounds one download, maxRate its speed in bytes a second.
 	maxDownload = 1 << 30
 	maxRate     = 1 << 30
@@ -27,10 +29,12 @@ const (
 
 // handler is the web server of the guest.
 func handler(status func() Status) http.Handler {
+	d := downloads{hurry: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc(pagePath, servePage)
-	mux.HandleFunc(downloadPath, serveDownload)
+	mux.HandleFunc(downloadPath, d.serve)
 	mux.HandleFunc(bytesPath, serveBytes)
+	mux.HandleFunc(hurryPath, func(http.ResponseWriter, *http.Request) { d.once.Do(func() { close(d.hurry) }) })
 	mux.HandleFunc(statusPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status())
@@ -84,9 +88,17 @@ func serveBytes(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(b)
 }
 
-// serveDownload sends a span at the rate asked for, in bytes a second; without
-// a rate as fast as the connection takes it.
-func serveDownload(w http.ResponseWriter, r *http.Request) {
+// downloads serves paced downloads. Once hurry is closed, by a request for
+// hurryPath, pacing ends: a download can so be made to last exactly as long as
+// what it has to live through.
+type downloads struct {
+	once  sync.Once
+	hurry chan struct{}
+}
+
+// serve sends a span at the rate asked for, in bytes a second; without a rate as
+// fast as the connection takes it.
+func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	s, err := parseSpan(r, maxDownload)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -115,6 +127,7 @@ func serveDownload(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-r.Context().Done():
 			return
+		case <-d.hurry:
 		case <-tick.C:
 		}
 	}
