@@ -1,5 +1,25 @@
 // Package wg is a link: one wireguard-go device towards one peer, and what
-// shares it with the plain IP packets of the peer's TUN device.
+// shares it with the plain IP packets of the peer's TUN device. It hides
+// wireguard-go from everyone else.
+//
+//	TUN device ──► hold ──┐
+//	frames ──► 512 ───────┼─► mux ─► wireguard-go ─► binder ─► UDP
+//	control, probes ► 64 ─┘
+//
+// The mux is the tun.Device that wireguard-go has. On the way out control
+// datagrams and probes go first, then frames, then packets; packets keep half
+// of each batch when both wait. The queues drop the newest. At most 1024
+// packets are inside wireguard-go at once. What is not a plain packet that
+// fits is carried in the format of package carrier; a stock peer gets plain
+// packets only.
+//
+// The binder decorates the UDP side: it settles who initiates when both ends
+// do, repeats handshake messages that are not answered (handshake.go), and
+// retries where wireguard-go would go deaf.
+//
+// Probes (probe.go) every 200 ms say whether packets cross both ways. While
+// they do not, the newest packet of each flow is held, and leaves first when
+// they do again. Nothing is ever sent around the link.
 package wg
 
 import (
