@@ -1,10 +1,14 @@
 package stream
 
 import (
+	"errors"
 	"io"
+	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"stitch/dedupe"
+	"stitch/tunnel/stream/block"
 )
 
 // Dialler does the dialling side's handshake with a token, whatever the
@@ -25,6 +29,33 @@ func Dialler(c Conn, token [32]byte) error {
 	}
 	return err
 }
+
+// Flood opens a stream on a connection of Dialler and sends n blocks, or until
+// the other side ends it; it returns how many bytes were sent by then.
+func Flood(c Conn, src, dst netip.AddrPort, n int) (sent int, err error) {
+	c.Write(appendFrame(nil, frameOpen, openRequest{minWindow, src, dst}.append(nil)))
+	for _, want := range []frameType{frameDialing, frameOpened} {
+		if t, _, err := readFrame(c, nil); err != nil || t != want {
+			return 0, errors.Join(errFrame, err)
+		}
+	}
+	enc, data := block.NewEncoder(nil, 1), make([]byte, 64<<10)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	for range n {
+		body := enc.Append(nil, data, block.Fast)
+		if _, err := c.Write(appendFrame(nil, frameData, body)); err != nil {
+			return sent, err
+		}
+		sent += len(data)
+	}
+	for {
+		if t, _, err := readFrame(c, nil); err != nil || t == frameReset {
+			return sent, errors.Join(errReset, err)
+		}
+	}
+}
+
+var errReset = errors.New("the other side ended it")
 
 // ListenerHello does the listening side's handshake with a token; nil means that
 // the dialler has shown its own.

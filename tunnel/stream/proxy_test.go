@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -509,6 +510,40 @@ func TestStranger(t *testing.T) {
 		if err := stream.Dialler(c, link.Token); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("a stranger got %v", err)
 		}
+		if s := w.b.proxy.Stats().Peers[0]; s.Restarts != 0 {
+			t.Error("a stranger was listened to")
+		}
+	})
+}
+
+// TestGreedy: a peer that sends more than it was granted is reset, and so is
+// the server it sent to, which has read nothing.
+func TestGreedy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, time.Millisecond)
+		w.b.start()
+		synctest.Wait()
+		l := w.fabric.Serve(netip.AddrPortFrom(server, 4020))
+		c, err := w.fabric.Site(edge1).DialPeer(context.Background(), w.a.link, config.StreamPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Dialler(c, w.a.link.Token); err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Flood(c, netip.AddrPortFrom(client, 1), netip.AddrPortFrom(server, 4020), 40)
+		if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("40 blocks of 64 KiB: %v", err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := io.Copy(io.Discard, s); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("server read %d bytes, %v", n, err)
+		}
+		w.b.stop()
+		<-w.b.done
 	})
 }
 
