@@ -49,6 +49,7 @@ type capture struct {
 func startCapture(l *lab.Lab, host, device, filter string, enough func(Scan) bool) (*capture, error) {
 	c := &capture{done: make(chan error, 1)}
 	c.cmd = l.Command(host, "tcpdump", "-i", device, "-n", "-p", "-U", "-s", "0", "-B", "32768", "-Z", "root", "-w", "-", filter)
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"stitch/tunnel/hypervisor"
@@ -79,6 +80,7 @@ func startMachine(ctx context.Context, l *lab.Lab, t tools, host, incoming strin
 		return nil, err
 	}
 	m.cmd.Stderr = writer(m.complain)
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the demo
 	if err := m.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start QEMU on %s: %w", host, err)
 	}

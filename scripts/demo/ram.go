@@ -18,7 +18,7 @@ func nonzeroPages(f *os.File, size int64) (int64, error) {
 	buf := make([]byte, 1<<20)
 	for at := int64(0); at < size; {
 		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // only a hole is left
+		if errors.Is(err, unix.ENXIO) || err == nil && data >= size { // only a hole is left
 			return count, nil
 		}
 		if err != nil {
