@@ -113,10 +113,13 @@ func (s *twoSpaces) openLink(t testing.TB, i int, cfg Config, mtu int) *Link {
 	return l
 }
 
-// startStock runs wireguard-go as wg0 in namespace i, without endpoint.
+// startStock runs wireguard-go in namespace i, without endpoint. The device's
+// name must be unique on the host: its control socket is, whatever the
+// namespace, a file of that name in /var/run/wireguard.
 func (s *twoSpaces) startStock(t *testing.T, i int, private, peer config.Key) {
 	t.Helper()
-	cmd := exec.Command("ip", "netns", "exec", s.names[i], "wireguard-go", "-f", "wg0")
+	name := fmt.Sprintf("swg%d", os.Getpid())
+	cmd := exec.Command("ip", "netns", "exec", s.names[i], "wireguard-go", "-f", name)
 	cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -130,12 +133,12 @@ func (s *twoSpaces) startStock(t *testing.T, i int, private, peer config.Key) {
 		t.Fatal(err)
 	}
 	wgSet := func() error {
-		return exec.Command("ip", "netns", "exec", s.names[i], "wg", "set", "wg0", "private-key", file, "listen-port", "51820",
+		return exec.Command("ip", "netns", "exec", s.names[i], "wg", "set", name, "private-key", file, "listen-port", "51820",
 			"peer", base64.StdEncoding.EncodeToString(peer[:]), "allowed-ips", "10.77.0.0/24").Run()
 	}
 	waitFor(t, "wireguard-go to listen on its control socket", func() bool { return wgSet() == nil })
-	must(t, "ip", "-n", s.names[i], "addr", "add", fmt.Sprintf("10.77.0.%d/24", i+1), "dev", "wg0")
-	must(t, "ip", "-n", s.names[i], "link", "set", "wg0", "mtu", "1420", "up")
+	must(t, "ip", "-n", s.names[i], "addr", "add", fmt.Sprintf("10.77.0.%d/24", i+1), "dev", name)
+	must(t, "ip", "-n", s.names[i], "link", "set", name, "mtu", "1420", "up")
 }
 
 // waitFor polls until ok; the kernel gives no event for what it waits for.
@@ -162,6 +165,7 @@ func (s *twoSpaces) transfer(t *testing.T, from, to int, n int) {
 		return err
 	})
 	defer ln.Close()
+	ln.(*net.TCPListener).SetDeadline(time.Now().Add(30 * time.Second))
 	var c net.Conn
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -169,6 +173,7 @@ func (s *twoSpaces) transfer(t *testing.T, from, to int, n int) {
 		c, err = net.DialTimeout("tcp", ln.Addr().String(), 20*time.Second)
 		return err
 	})
+	c.SetDeadline(time.Now().Add(60 * time.Second)) // else a dead path would block the writer for a quarter of an hour
 	seed := [32]byte{byte(n)}
 	wg.Go(func() {
 		defer c.Close()
