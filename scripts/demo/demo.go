@@ -59,7 +59,7 @@ func (d *demo) play(ctx context.Context) (*Report, error) {
 
 // withLab runs f with a lab and removes the lab.
 func (d *demo) withLab(ctx context.Context, o lab.Options, f func(*lab.Lab) error) error {
-	o.Rate, o.RTT, o.Stitch, o.WireGuard = d.o.rate, d.o.rtt, d.files.stitch, d.files.wireguard
+	o.Name, o.Rate, o.RTT, o.Stitch, o.WireGuard = d.o.lab, d.o.rate, d.o.rtt, d.files.stitch, d.files.wireguard
 	l, err := lab.Up(ctx, o)
 	if err != nil {
 		return err

@@ -91,14 +91,16 @@ func mbits(bytes int64) float64 { return float64(bytes) * 8 / 1e6 / sampleEvery.
 func (r *Report) plot(title string, samples []Sample, moves []Move, conns []Connection, seconds, peak float64) plot {
 	top := niceCeiling(peak)
 	x := func(t float64) float64 { return plotLeft + t/seconds*plotWidth }
-	y := func(v float64) float64 { return plotHeight - v/top*plotHeight }
+	// A root, so that the WAN's rate is well seen beside what is offered.
+	y := func(v float64) float64 { return plotHeight * (1 - math.Sqrt(v/top)) }
 	p := plot{
 		Title: title, Left: plotLeft, Width: plotWidth, Height: plotHeight,
 		RateTop: plotHeight + 40, RateHeight: rateHeight, LaneHeight: laneHeight, ViewWidth: plotLeft + plotWidth + 12,
 		Limit: y(float64(r.RateBit) / 1e6), LimitText: fmt.Sprintf("WAN %d", r.RateBit/1_000_000),
 	}
 	p.Baseline = p.RateTop + rateHeight
-	p.LaneTop, p.Total, p.Axis = p.Baseline+20, p.Baseline+8, plotHeight+16
+	p.LaneTop, p.Axis = p.Baseline+20, plotHeight+16
+	p.Total = p.Axis + 20
 	p.Offered = curve(samples, x, y, func(s Sample) float64 { return mbits(s.Offered) })
 	p.Wire = curve(samples, x, y, func(s Sample) float64 { return mbits(s.Wire) })
 	most := 1.0
@@ -120,7 +122,7 @@ func (r *Report) plot(title string, samples []Sample, moves []Move, conns []Conn
 		p.XTicks = append(p.XTicks, tick{x(t), fmt.Sprintf("%.0f s", t)})
 	}
 	for i := range 5 {
-		v := top * float64(i) / 4
+		v := top * float64(i*i) / 16
 		p.YTicks = append(p.YTicks, tick{y(v), fmt.Sprintf("%.0f", v)})
 	}
 	p.lanes(conns, x)
@@ -137,7 +139,7 @@ func (p *plot) lanes(conns []Connection, x func(float64) float64) {
 			})
 		}
 		p.Lanes = append(p.Lanes, l)
-		p.Total = l.Y + laneHeight + 4
+		p.Total = l.Y + laneHeight + 16
 	}
 }
 
@@ -165,5 +167,6 @@ func niceStep(v float64) float64 {
 	return 10 * power
 }
 
-// niceCeiling is the top of an axis for values up to v: four nice steps.
-func niceCeiling(v float64) float64 { return 4 * niceStep(v/4) }
+// niceCeiling is the top of a root axis for values up to v: 16 nice steps, so
+// that its four equal parts end at 1, 4, 9 and 16 of them.
+func niceCeiling(v float64) float64 { return 16 * niceStep(v/16) }

@@ -22,7 +22,7 @@ import (
 const (
 	requestPace   = 100 * time.Millisecond
 	stall         = time.Minute
-	gapFloor      = 150 * time.Millisecond
+	gapFloor      = 250 * time.Millisecond
 	downloadSize  = 24 << 20
 	downloadRate  = 100 << 10 // bytes a second
 	tlsPace       = 200 * time.Millisecond

@@ -25,6 +25,7 @@ type options struct {
 	rtt       time.Duration
 	clients   int
 	skipPlain bool
+	lab       string // its name
 	out       string
 }
 
@@ -49,6 +50,7 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&o.rtt, "rtt", 40*time.Millisecond, "round-trip time of the WAN")
 	f.IntVar(&o.clients, "clients", 20, "long-lived client connections")
 	f.BoolVar(&o.skipPlain, "skip-plain", false, "leave out the comparison with plain WireGuard")
+	f.StringVar(&o.lab, "lab", "stitch", "name of the lab, for a second one on the machine")
 	f.StringVar(&o.out, "out", "build/demo", "directory of the reports")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -68,13 +70,13 @@ func run(ctx context.Context, args []string) error {
 	con := newConsole(os.Stderr)
 	report, err := newDemo(o, con).play(ctx)
 	con.end()
-	if report != nil {
+	if ctx.Err() != nil {
+		return errors.Join(errors.New("interrupted; what it started is removed"), err)
+	}
+	if report != nil && len(report.Moves) > 0 {
 		err = errors.Join(err, report.write(o.out))
 		report.print(os.Stdout)
 		fmt.Printf("\nreports: %s/report.json, %s/report.html\n", o.out, o.out)
-	}
-	if ctx.Err() != nil {
-		return errors.Join(errors.New("interrupted; everything it started is removed"), err)
 	}
 	if err == nil && !report.passed() {
 		err = errors.New("not all checks passed")
