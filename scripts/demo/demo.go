@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"time"
 
 	"stitch/scripts/traffic"
@@ -64,10 +66,40 @@ func (d *demo) withLab(ctx context.Context, o lab.Options, f func(*lab.Lab) erro
 	if err != nil {
 		return err
 	}
-	err = f(l)
+	err = errors.Join(f(l), d.keep(ctx, l))
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
 	defer cancel()
 	return errors.Join(err, l.Down(late))
+}
+
+// keep copies the logs of the lab's processes and what they say about themselves
+// to the reports, for whoever wants to know more.
+func (d *demo) keep(ctx context.Context, l *lab.Lab) error {
+	dir := filepath.Join(d.o.out, "plain")
+	if !l.Options().Plain {
+		dir = filepath.Join(d.o.out, "stitch")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	logs, err := filepath.Glob(filepath.Join(l.Options().Dir, "*.log"))
+	if err != nil {
+		return err
+	}
+	for _, from := range logs {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(from)), b, 0o644); err != nil {
+			return err
+		}
+	}
+	b, err := json.MarshalIndent(l.Status(ctx), "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "status.json"), append(b, '\n'), 0o644)
 }
 
 // act is one lab with its guest and what watches them.
