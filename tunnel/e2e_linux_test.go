@@ -30,11 +30,7 @@ import (
 
 // program builds stitch once for all tests.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "stitch-e2e-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "stitch")
+	bin := filepath.Join(programDir, "stitch")
 	cmd := exec.Command("go", "build", "-o", bin, "stitch/cmd/stitch")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -43,11 +39,18 @@ var program = sync.OnceValues(func() (string, error) {
 	return bin, nil
 })
 
+// programDir is where the program is built; TestMain makes and removes it.
+var programDir string
+
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if bin, err := program(); err == nil && os.Geteuid() == 0 {
-		os.RemoveAll(filepath.Dir(bin))
+	dir, err := os.MkdirTemp("", "stitch-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	programDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
 
@@ -280,18 +283,22 @@ func segmentUDP(t *testing.T, l *lab.Lab) {
 	}
 }
 
+// echoAll answers every connection with what it sends, until ln is closed.
+func echoAll(ln net.Listener) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(c, c); c.Close() }()
+	}
+}
+
 // echo sends data through a connection and wants it back, then a clean end.
 func echo(t *testing.T, l *lab.Lab, from, to, addr string, data []byte) {
 	t.Helper()
 	ln := listen(t, l, to, addr)
-	go func() {
-		c, err := ln.AcceptTCP()
-		if err != nil {
-			return
-		}
-		_, _ = io.Copy(c, c)
-		c.Close()
-	}()
+	go echoAll(ln)
 	c := mustDial(t, l, from, addr)
 	go func() {
 		_, _ = c.Write(data)

@@ -3,7 +3,6 @@ package tunnel_test
 import (
 	"bytes"
 	"encoding/binary"
-	"io"
 	"net"
 	"os/exec"
 	"strings"
@@ -102,15 +101,7 @@ func (m *machine) serve() {
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { _, _ = io.Copy(c, c); c.Close() }()
-		}
-	}()
+	go echoAll(ln)
 }
 
 // dial connects from the machine itself.
@@ -124,20 +115,6 @@ func (m *machine) dial(addr string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// echoServer serves on a host of the lab.
-func echoServer(t *testing.T, l *lab.Lab, host, addr string) {
-	ln := listen(t, l, host, addr)
-	go func() {
-		for {
-			c, err := ln.AcceptTCP()
-			if err != nil {
-				return
-			}
-			go func() { _, _ = io.Copy(c, c); c.Close() }()
-		}
-	}()
-}
-
 // TestE2EMove: a workload moves to the other site and back; connections to it
 // and from it go on, the name follows it, and the death of a link process while
 // it is away changes nothing of that.
@@ -145,8 +122,8 @@ func TestE2EMove(t *testing.T) {
 	l := world(t, wan100)
 	m := newMachine(t, l)
 	m.serve()
-	echoServer(t, l, "d1", "10.1.1.20:5432")
-	echoServer(t, l, "c1", "192.0.2.7:7000")
+	go echoAll(listen(t, l, "d1", "10.1.1.20:5432"))
+	go echoAll(listen(t, l, "c1", "192.0.2.7:7000"))
 	open := map[string]*net.TCPConn{
 		"client to service": mustDial(t, l, "c1", "203.0.113.10:8080"),
 		"machine to d1":     m.dial("10.1.1.20:5432"),
