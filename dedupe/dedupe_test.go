@@ -59,7 +59,7 @@ type flight struct {
 
 func dial(t *testing.T, from, to *side) *conn {
 	from.conns++
-	return &conn{t: t, from: from, to: to, w: from.h.NewWriter(), r: to.h.NewReader(), id: from.conns}
+	return &conn{t: t, from: from, to: to, w: from.h.NewWriter(WriterOptions{}), r: to.h.NewReader(), id: from.conns}
 }
 
 // check holds every token against the naive record.
@@ -386,7 +386,7 @@ func TestEpochs(t *testing.T) {
 
 func TestAckBounds(t *testing.T) {
 	a := newSide(minSize)
-	w := a.h.NewWriter()
+	w := a.h.NewWriter(WriterOptions{})
 	if err := w.Acked(1); !errors.Is(err, ErrAck) {
 		t.Errorf("nothing sent: %v", err)
 	}

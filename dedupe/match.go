@@ -52,7 +52,7 @@ type matcher struct {
 
 // newMatcher makes the matcher of a connection: it may use its own and
 // acknowledged bytes of tx, and decoded bytes of rx.
-func newMatcher(h *History, owner uint32) matcher {
+func newMatcher(h *History, owner uint32, _ WriterOptions) matcher {
 	sent := func(_ uint64, w word) int {
 		if w.tag() == owner {
 			return w.filled()

@@ -51,12 +51,23 @@ type record struct {
 
 func (r *record) len() int { return r.spans[0].Len + r.spans[1].Len }
 
+// WriterOptions narrow which bytes a Writer may refer to; the zero value
+// allows every legal source. They guard against what sizes tell: see "Which
+// sources are legal" in the package documentation.
+type WriterOptions struct {
+	// Lines lets a reference to other connections' bytes cover only whole
+	// 64-byte lines of the source.
+	Lines bool
+	// Alone allows only the connection's own bytes.
+	Alone bool
+}
+
 // NewWriter returns the Writer of a new connection. Close it.
-func (h *History) NewWriter() *Writer {
+func (h *History) NewWriter(o WriterOptions) *Writer {
 	h.life.RLock()
 	defer h.life.RUnlock()
 	w := &Writer{h: h, gen: h.gen, owner: h.owners.Add(1), grow: pageSize}
-	w.match = newMatcher(h, w.owner)
+	w.match = newMatcher(h, w.owner, o)
 	h.alloc.Lock()
 	defer h.alloc.Unlock()
 	h.retained[w] = struct{}{}

@@ -29,7 +29,7 @@ type Encoder struct {
 func NewEncoder(h *dedupe.History, connID uint64) *Encoder {
 	e := &Encoder{connID: connID}
 	if h != nil {
-		e.w = h.NewWriter()
+		e.w = h.NewWriter(dedupe.WriterOptions{})
 		e.slack = uint64(h.Size()) / 64
 	}
 	return e
