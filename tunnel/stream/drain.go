@@ -165,8 +165,12 @@ func (r *relay) rest(d time.Duration) {
 // bufSize holds a block's frame, which is larger than the block.
 const bufSize = frameHeader + block.MaxFrame
 
-// buffers is a pool of bufSize buffers shared by the streams of a Proxy.
-type buffers struct{ pool sync.Pool }
+// buffers is a pool of bufSize buffers and the codec's working memory, shared
+// by the streams of a Proxy.
+type buffers struct {
+	shop *block.Shop
+	pool sync.Pool
+}
 
 func (b *buffers) get() []byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {

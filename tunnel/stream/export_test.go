@@ -39,10 +39,10 @@ func Flood(c Conn, src, dst netip.AddrPort, n int) (sent int, err error) {
 			return 0, errors.Join(errFrame, err)
 		}
 	}
-	enc, data := block.NewEncoder(nil, 1), make([]byte, 64<<10)
+	enc, data := block.NewEncoder(nil, 1, block.Options{}), make([]byte, 64<<10)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	for range n {
-		body := enc.Append(nil, data, block.Fast)
+		body := enc.Append(nil, data)
 		if _, err := c.Write(appendFrame(nil, frameData, body)); err != nil {
 			return sent, err
 		}

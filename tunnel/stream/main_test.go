@@ -1,17 +1,12 @@
 package stream_test
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"testing"
-
-	"stitch/tunnel/stream/block"
 )
 
-// TestMain makes the codec's encoders and decoders, which are shared by the
-// whole process, outside of any synctest bubble: their channels would
-// otherwise belong to the first one.
+// TestMain lets the test binary be an edge of its own.
 func TestMain(m *testing.M) {
 	if name := os.Getenv(edgeVariable); name != "" {
 		if err := edgeMain(name); err != nil {
@@ -19,16 +14,6 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
-	}
-	for _, effort := range []block.Effort{block.Fast, block.Balanced, block.Strong} {
-		text := bytes.Repeat([]byte("warm up "), 1000)
-		for i := range text {
-			text[i] += byte(i * i >> 9 & 7)
-		}
-		body := block.NewEncoder(nil, 1).Append(nil, text, effort)
-		if _, err := block.NewDecoder(nil, 1).Decode(nil, body); err != nil {
-			panic(err)
-		}
 	}
 	os.Exit(m.Run())
 }

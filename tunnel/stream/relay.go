@@ -88,7 +88,7 @@ type relay struct {
 func newRelay(t tuple, near bool, local Conn, pc *peerConn, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
 	return &relay{
 		tuple: t, near: near, local: local, pc: pc, bufs: bufs, spawn: spawn,
-		enc: block.NewEncoder(pc.history, pc.id), dec: block.NewDecoder(pc.history, pc.id),
+		enc: block.NewEncoder(pc.history, pc.id, block.Options{Shop: bufs.shop}), dec: block.NewDecoder(pc.history, pc.id, bufs.shop),
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		sendMax: sendMax, grant: newCredit(time.Now()),
 	}
@@ -202,7 +202,7 @@ func (r *relay) forward(room uint64) error {
 	frame := r.bufs.get()
 	defer r.bufs.put(frame)
 	r.sent.Add(uint64(n))
-	out := r.enc.Append(beginFrame(frame[:0], frameData), data[:n], block.Balanced)
+	out := r.enc.Append(beginFrame(frame[:0], frameData), data[:n])
 	if r.pc.out.data(endFrame(out, 0)) != nil {
 		return errPeerWrite
 	}

@@ -3,17 +3,18 @@ package block_test
 import (
 	"testing"
 
+	"stitch/compress"
 	"stitch/tunnel/stream/block"
 	"stitch/tunnel/stream/block/blocktest"
 )
 
 // encodeAll encodes src in blocks that are acknowledged at once and returns
 // the bytes sent.
-func encodeAll(b *testing.B, e *block.Encoder, d *block.Decoder, src []byte, effort block.Effort) (wire int) {
+func encodeAll(b *testing.B, e *block.Encoder, d *block.Decoder, src []byte) (wire int) {
 	var body, out, ack []byte
 	for len(src) > 0 {
 		n := min(len(src), block.MaxBlock)
-		body = e.Append(body[:0], src[:n], effort)
+		body = e.Append(body[:0], src[:n])
 		wire += len(body)
 		if d != nil {
 			var err error
@@ -42,21 +43,22 @@ func BenchmarkFresh(b *testing.B) {
 		{"pages", blocktest.Pages(1, n/4104)},
 	} {
 		for _, e := range []struct {
-			name   string
-			effort block.Effort
-		}{{"match", block.Off}, {"fast", block.Fast}, {"balanced", block.Balanced}, {"strong", block.Strong}} {
+			name  string
+			level compress.Level
+		}{{"match", compress.Store}, {"fast", compress.Fast}, {"balanced", compress.Balanced}, {"strong", compress.Strong}} {
 			b.Run(data.name+"/"+e.name, func(b *testing.B) {
 				b.SetBytes(int64(len(data.bytes)))
 				b.ReportAllocs()
 				wire := 0
 				p := blocktest.NewAgents(n)
-				_ = p.Forward(1).Send(data.bytes, block.Off, nil) // touches the memory
+				_ = p.Forward(1).Send(data.bytes, nil) // touches the memory
 				for b.Loop() {
 					b.StopTimer()
 					p.A.Restart()
 					c := p.Forward(1)
 					b.StartTimer()
-					wire = encodeAll(b, c.Enc, nil, data.bytes, e.effort)
+					c.Enc.Pin(e.level)
+					wire = encodeAll(b, c.Enc, nil, data.bytes)
 					b.StopTimer()
 					c.Close()
 					b.StartTimer()
@@ -79,10 +81,10 @@ func BenchmarkReturn(b *testing.B) {
 	}{{"again", src, false}, {"edited", back, false}, {"edited+decode", back, true}} {
 		b.Run(bench.name, func(b *testing.B) {
 			p := blocktest.NewAgents(160 << 20)
-			if err := p.Forward(1).Send(src, block.Fast, nil); err != nil {
+			if err := p.Forward(1).Send(src, nil); err != nil {
 				b.Fatal(err)
 			}
-			if err := p.Backward(1).Send(src, block.Fast, nil); err != nil { // touches the memory
+			if err := p.Backward(1).Send(src, nil); err != nil { // touches the memory
 				b.Fatal(err)
 			}
 			b.SetBytes(int64(len(bench.bytes)))
@@ -94,13 +96,14 @@ func BenchmarkReturn(b *testing.B) {
 				if !bench.decode {
 					dec = nil
 				}
-				wire = encodeAll(b, c.Enc, dec, bench.bytes, block.Fast)
+				c.Enc.Pin(compress.Fast)
+				wire = encodeAll(b, c.Enc, dec, bench.bytes)
 				c.Close()
 				b.StopTimer()
 				p.A.Restart()
 				p.B.Restart()
 				p.Meet()
-				if err := p.Forward(1).Send(src, block.Fast, nil); err != nil {
+				if err := p.Forward(1).Send(src, nil); err != nil {
 					b.Fatal(err)
 				}
 				b.StartTimer()

@@ -2,9 +2,9 @@ package block
 
 import (
 	"errors"
-	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"stitch/compress"
 	"stitch/dedupe"
@@ -38,27 +38,43 @@ var (
 	ErrStale = dedupe.ErrStale
 )
 
-// Effort is how much processor time to spend on compression.
-type Effort uint8
+// Mode says which parts of the codec a connection uses.
+type Mode uint8
 
-// The efforts: S2, zstd fastest, zstd default, none.
+// The modes.
 const (
-	Fast Effort = iota
-	Balanced
-	Strong
-	Off // matching only
+	Full     Mode = iota // history and compression
+	Compress             // compression only
+	Store                // neither: the bytes are framed and checked
 )
 
-func (e Effort) level() compress.Level {
-	switch e {
-	case Fast:
-		return compress.Fast
-	case Balanced:
-		return compress.Balanced
-	case Strong:
-		return compress.Strong
-	}
-	return compress.Store
+// Options say how an Encoder works. The zero value uses everything.
+type Options struct {
+	Mode Mode
+	// Lines and Alone keep what other connections sent from showing in the
+	// sizes of this one's blocks; see dedupe.WriterOptions.
+	Lines, Alone bool
+	// Clock tells the time from any beginning, for measuring the compressors.
+	// Nil: nothing is measured and the level is fixed.
+	Clock func() time.Duration
+	// Floor is how many bytes of input a second the encoder keeps up when the
+	// link's rate is unknown. 0 means 100e6.
+	Floor float64
+	// Shop gives the working memory; nil: one of its own.
+	Shop *Shop
+}
+
+// Share is what one codec did: literals and tokens in, bytes of bodies out.
+type Share struct {
+	In  int64 `json:"in"`
+	Out int64 `json:"out"`
+}
+
+// Mix says how much each codec carried.
+type Mix struct {
+	Raw  Share `json:"raw"`
+	S2   Share `json:"s2"`
+	Zstd Share `json:"zstd"`
 }
 
 // Stats counts since creation.
@@ -69,11 +85,13 @@ type Stats struct {
 	Zero    int64 `json:"zero"`    // application bytes in runs of zeros
 	Literal int64 `json:"literal"` // application bytes carried themselves
 	Resent  int64 `json:"resent"`  // blocks sent again (encoder), missed (decoder)
+	Mix     Mix   `json:"mix"`     // encoder: how the literals and tokens were carried
 }
 
 // counters is Stats that may be read while it grows.
 type counters struct {
 	in, out, matched, zero, literal, resent atomic.Int64
+	mix                                     [3]struct{ in, out atomic.Int64 }
 }
 
 func (c *counters) add(in, out, matched, zero, literal int) {
@@ -84,27 +102,56 @@ func (c *counters) add(in, out, matched, zero, literal int) {
 	c.literal.Add(int64(literal))
 }
 
+// used notes that codec made in bytes of literals or tokens into out.
+func (c *counters) used(codec compress.Codec, in, out int) {
+	c.mix[codec].in.Add(int64(in))
+	c.mix[codec].out.Add(int64(out))
+}
+
+func (c *counters) share(codec compress.Codec) Share {
+	m := &c.mix[codec]
+	return Share{In: m.in.Load(), Out: m.out.Load()}
+}
+
 func (c *counters) load() Stats {
-	return Stats{c.in.Load(), c.out.Load(), c.matched.Load(), c.zero.Load(), c.literal.Load(), c.resent.Load()}
+	return Stats{
+		In: c.in.Load(), Out: c.out.Load(),
+		Matched: c.matched.Load(), Zero: c.zero.Load(), Literal: c.literal.Load(), Resent: c.resent.Load(),
+		Mix: Mix{Raw: c.share(compress.Raw), S2: c.share(compress.S2), Zstd: c.share(compress.Zstd)},
+	}
+}
+
+// Shop is what many encoders and decoders share: idle working memory and idle
+// compressors, and nothing of anyone's data. It is safe for concurrent use.
+type Shop struct {
+	codecs  *compress.Pool
+	scratch sync.Pool
+	works   sync.Pool
+}
+
+// NewShop returns a Shop in which width calls of a compressor may run at once;
+// more wait. Its memory is taken when first needed: about 4 MiB for each.
+func NewShop(width int) *Shop {
+	return &Shop{
+		codecs:  compress.NewPool(width),
+		scratch: sync.Pool{New: func() any { return new(scratch) }},
+		works:   sync.Pool{New: func() any { return new(Work) }},
+	}
+}
+
+// orOwn returns s, or a Shop of width 1 if there is none.
+func (s *Shop) orOwn() *Shop {
+	if s == nil {
+		return NewShop(1)
+	}
+	return s
 }
 
 // scratch is the working memory of one call.
 type scratch struct {
-	lits, cols, comp []byte
-	tokens           []dedupe.Token
+	lits, cols []byte
+	tokens     []dedupe.Token
 }
 
-// workshop is what all encoders and decoders of the process share: idle
-// working memory and idle compressors, and nothing of anyone's data.
-type workshop struct {
-	codecs  *compress.Pool
-	scratch sync.Pool
-}
-
-var shop = &workshop{
-	codecs:  compress.NewPool(runtime.GOMAXPROCS(0)),
-	scratch: sync.Pool{New: func() any { return new(scratch) }},
-}
-
-func (w *workshop) get() *scratch  { return w.scratch.Get().(*scratch) }
-func (w *workshop) put(s *scratch) { w.scratch.Put(s) }
+func (s *Shop) get() *scratch  { return s.scratch.Get().(*scratch) }
+func (s *Shop) put(b *scratch) { s.scratch.Put(b) }

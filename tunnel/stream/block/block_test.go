@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"stitch/compress"
 	"stitch/dedupe"
 	"stitch/tunnel/stream/block"
 	"stitch/tunnel/stream/block/blocktest"
@@ -14,7 +15,23 @@ import (
 
 const small = 1 << 20 // the smallest history
 
-var efforts = []block.Effort{block.Fast, block.Balanced, block.Strong, block.Off}
+var levels = []compress.Level{compress.Fast, compress.Balanced, compress.Strong, compress.Store}
+
+// shop is shared by the encoders and decoders of these tests.
+var shop = block.NewShop(4)
+
+func newEncoder(h *dedupe.History, id uint64) *block.Encoder {
+	return block.NewEncoder(h, id, block.Options{Shop: shop})
+}
+
+// pinned is newEncoder with the level of every block given.
+func pinned(h *dedupe.History, id uint64, l compress.Level) *block.Encoder {
+	e := newEncoder(h, id)
+	e.Pin(l)
+	return e
+}
+
+func newDecoder(h *dedupe.History, id uint64) *block.Decoder { return block.NewDecoder(h, id, shop) }
 
 // material cuts blocks out of a pool, with edits, zeros, runs and fresh bytes.
 type material struct {
@@ -64,12 +81,13 @@ type pipe struct {
 }
 
 func newPipe(t *testing.T, from, to *dedupe.History, id uint64) *pipe {
-	return &pipe{t: t, enc: block.NewEncoder(from, id), dec: block.NewDecoder(to, id)}
+	return &pipe{t: t, enc: newEncoder(from, id), dec: newDecoder(to, id)}
 }
 
-func (p *pipe) send(src []byte, e block.Effort) {
+func (p *pipe) send(src []byte, l compress.Level) {
 	prefix := []byte("head")
-	body := p.enc.Append(prefix, src, e)
+	p.enc.Pin(l)
+	body := p.enc.Append(prefix, src)
 	if !bytes.HasPrefix(body, prefix) {
 		p.t.Fatal("dst was overwritten")
 	}
@@ -146,7 +164,7 @@ func TestRoundTrip(t *testing.T) {
 	total, wire, misses := 0, 0, 0
 	for i := range rounds {
 		p := pipes[m.r.IntN(len(pipes))]
-		p.send(m.any(), efforts[i%len(efforts)])
+		p.send(m.any(), levels[i%len(levels)])
 		for range m.r.IntN(5) {
 			q := pipes[m.r.IntN(len(pipes))]
 			q.deliver()
@@ -190,13 +208,13 @@ func TestMisses(t *testing.T) {
 	m := newMaterial(2)
 	first := newPipe(t, a.A, a.B, 1)
 	data := m.block(60_000)
-	first.send(data, block.Fast)
+	first.send(data, compress.Fast)
 	first.drain()
 
 	p := newPipe(t, a.A, dedupe.NewHistory(small), 2)
 	for range 8 {
-		p.send(data, block.Fast)
-		p.send(m.block(3000), block.Fast)
+		p.send(data, compress.Fast)
+		p.send(m.block(3000), compress.Fast)
 	}
 	if p.wire > 80_000 {
 		t.Fatalf("nothing matched: %d bytes", p.wire)
@@ -216,7 +234,7 @@ func TestMisses(t *testing.T) {
 		t.Error("no miss")
 	}
 	was := p.misses
-	p.send(data, block.Fast)
+	p.send(data, compress.Fast)
 	p.drain()
 	if p.misses != was {
 		t.Error("the dropped source was used again")
@@ -229,9 +247,9 @@ func TestWrongToken(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	page := blocktest.Random(3, 100_000)
 	p := newPipe(t, a.A, a.B, 1)
-	p.send(page, block.Off)
+	p.send(page, compress.Store)
 	p.drain()
-	p.send(page[:50_000], block.Off)
+	p.send(page[:50_000], compress.Store)
 	body := p.bodies[0]
 	body[len(body)-1] ^= 8 // the last number: a source
 	p.drain()
@@ -242,8 +260,8 @@ func TestWrongToken(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	a := blocktest.NewAgents(small)
-	e, d := block.NewEncoder(a.A, 1), block.NewDecoder(a.B, 1)
-	body := e.Append(nil, []byte("x"), block.Fast)
+	e, d := newEncoder(a.A, 1), newDecoder(a.B, 1)
+	body := e.Append(nil, []byte("x"))
 	for range 2 {
 		e.Close()
 		d.Close()
@@ -268,8 +286,8 @@ func TestStale(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	p := newPipe(t, a.A, a.B, 1)
 	data := blocktest.Random(6, 5000)
-	p.send(data, block.Fast)
-	p.send(data, block.Fast)
+	p.send(data, compress.Fast)
+	p.send(data, compress.Fast)
 	p.deliver()
 	a.B.Restart()
 	if !a.Meet() {
@@ -278,12 +296,12 @@ func TestStale(t *testing.T) {
 	if _, err := p.dec.Decode(nil, p.bodies[0]); !errors.Is(err, block.ErrStale) {
 		t.Error(err)
 	}
-	body := p.enc.Append(nil, data, block.Fast)
+	body := p.enc.Append(nil, data)
 	if len(body) < len(data) {
 		t.Error("a stale encoder used the history")
 	}
 	q := newPipe(t, a.A, a.B, 2)
-	q.send(data, block.Fast)
+	q.send(data, compress.Fast)
 	q.drain()
 	if q.wire < len(data) || q.misses != 0 {
 		t.Errorf("%d bytes, %d misses after a restart", q.wire, q.misses)
@@ -312,7 +330,7 @@ func TestShapes(t *testing.T) {
 		}
 		for _, limit := range []int{len(src) + len(src)/1000 + 64, 4000} {
 			at, c.Wire = 0, 0
-			if err := c.Send(src, block.Balanced, check); err != nil || at != len(src) {
+			if err := c.Send(src, check); err != nil || at != len(src) {
 				t.Errorf("%s: %d of %d bytes: %v", name, at, len(src), err)
 			}
 			if c.Wire > limit {
@@ -327,7 +345,7 @@ func TestBytewise(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	p := newPipe(t, a.A, a.B, 1)
 	for _, b := range blocktest.Text(1, 3000) {
-		p.send([]byte{b}, block.Balanced)
+		p.send([]byte{b}, compress.Balanced)
 		p.deliver()
 	}
 	p.drain()
@@ -342,11 +360,11 @@ func TestReturnTrip(t *testing.T) {
 	src := blocktest.Pages(1, 4<<10)
 	back, edited, pages := blocktest.Edit(src, 2, 100)
 	a := blocktest.NewAgents(32 << 20)
-	if err := a.Forward(1).Send(src, block.Fast, nil); err != nil {
+	if err := a.Forward(1).Send(src, nil); err != nil {
 		t.Fatal(err)
 	}
 	c, at := a.Backward(2), 0
-	err := c.Send(back, block.Fast, func(b []byte) {
+	err := c.Send(back, func(b []byte) {
 		if !bytes.Equal(b, back[at:at+len(b)]) {
 			t.Errorf("wrong bytes at %d", at)
 		}
@@ -363,15 +381,15 @@ func TestReturnTrip(t *testing.T) {
 func TestHeldBound(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	data := blocktest.Random(10, block.MaxBlock)
-	if err := a.Forward(1).Send(data, block.Off, nil); err != nil {
+	if err := a.Forward(1).Send(data, nil); err != nil {
 		t.Fatal(err)
 	}
-	e, d := block.NewEncoder(a.A, 2), block.NewDecoder(dedupe.NewHistory(small), 2)
+	e, d := newEncoder(a.A, 2), newDecoder(dedupe.NewHistory(small), 2)
 	var err error
 	n := 0
 	for ; n < 2000 && (err == nil || n == 1); n++ {
 		var out []byte
-		out, err = d.Decode(nil, e.Append(nil, data, block.Off))
+		out, err = d.Decode(nil, e.Append(nil, data))
 		if len(out) > 0 || n == 0 && !errors.Is(err, block.ErrMiss) {
 			t.Fatalf("block %d: %d bytes, %v", n, len(out), err)
 		}
@@ -392,7 +410,7 @@ func TestAppendPanics(t *testing.T) {
 					t.Errorf("%d bytes were taken", n)
 				}
 			}()
-			block.NewEncoder(nil, 1).Append(nil, make([]byte, n), block.Fast)
+			newEncoder(nil, 1).Append(nil, make([]byte, n))
 		}()
 	}
 }
@@ -404,18 +422,19 @@ func TestAllocs(t *testing.T) {
 	}
 	a := blocktest.NewAgents(16 << 20)
 	src := append(blocktest.Random(11, 100_000), blocktest.Text(11, 100_000)...)
-	for _, e := range efforts {
-		c := a.Forward(uint64(e))
+	for _, l := range levels {
+		c := a.Forward(uint64(l))
+		c.Enc.Pin(l)
 		step := 0
 		n := testing.AllocsPerRun(100, func() {
 			src[step*1009%len(src)]++
 			step++
-			if err := c.Send(src, e, nil); err != nil {
+			if err := c.Send(src, nil); err != nil {
 				t.Fatal(err)
 			}
 		})
 		if n > 0 {
-			t.Errorf("effort %d: %v allocations a block", e, n)
+			t.Errorf("level %d: %v allocations a block", l, n)
 		}
 		c.Close()
 	}

@@ -18,22 +18,22 @@ func TestFlips(t *testing.T) {
 	m := newMaterial(4)
 	one, two := m.block(1000), m.block(400)
 	h := dedupe.NewHistory(small)
-	for _, e := range efforts {
+	for _, l := range levels {
 		a := blocktest.NewAgents(small)
-		enc := block.NewEncoder(a.A, 1)
-		first := enc.Append(nil, one, e)
-		second := enc.Append(nil, append(bytes.Clone(two), one[100:900]...), e)
+		enc := pinned(a.A, 1, l)
+		first := enc.Append(nil, one)
+		second := enc.Append(nil, append(bytes.Clone(two), one[100:900]...))
 		want := append(bytes.Clone(two), one[100:900]...)
 		for i := range 8 * len(second) {
 			bad := bytes.Clone(second)
 			bad[i/8] ^= 1 << (i % 8)
-			dec := block.NewDecoder(h, 1)
+			dec := newDecoder(h, 1)
 			if _, err := dec.Decode(nil, first); err != nil {
 				t.Fatal(err)
 			}
 			got, err := dec.Decode(nil, bad)
 			if err == nil && !bytes.Equal(got, want) || err != nil && len(got) > 0 {
-				t.Fatalf("effort %d: bit %d flipped: %d bytes, %v", e, i, len(got), err)
+				t.Fatalf("level %d: bit %d flipped: %d bytes, %v", l, i, len(got), err)
 			}
 		}
 	}
@@ -44,12 +44,12 @@ func TestTruncations(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	m := newMaterial(5)
 	h := dedupe.NewHistory(small)
-	for _, e := range efforts {
-		body := block.NewEncoder(a.A, 1).Append(nil, m.block(700), e)
+	for _, l := range levels {
+		body := pinned(a.A, 1, l).Append(nil, m.block(700))
 		for n := range body {
-			dec := block.NewDecoder(h, 1)
+			dec := newDecoder(h, 1)
 			if out, err := dec.Decode(nil, body[:n]); err == nil {
-				t.Fatalf("effort %d: %d bytes of %d gave %d bytes", e, n, len(body), len(out))
+				t.Fatalf("level %d: %d bytes of %d gave %d bytes", l, n, len(body), len(out))
 			}
 		}
 	}
@@ -57,14 +57,14 @@ func TestTruncations(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	a := blocktest.NewAgents(small)
-	body := func() []byte { return block.NewEncoder(a.A, 7).Append(nil, []byte("hello"), block.Fast) }
+	body := func() []byte { return newEncoder(a.A, 7).Append(nil, []byte("hello")) }
 	for name, decode := range map[string]func() error{
 		"another connection": func() error {
-			_, err := block.NewDecoder(a.B, 8).Decode(nil, body())
+			_, err := newDecoder(a.B, 8).Decode(nil, body())
 			return err
 		},
 		"the same again": func() error {
-			d, b := block.NewDecoder(a.B, 7), body()
+			d, b := newDecoder(a.B, 7), body()
 			if _, err := d.Decode(nil, b); err != nil {
 				t.Fatal(err)
 			}
@@ -72,31 +72,31 @@ func TestRefused(t *testing.T) {
 			return err
 		},
 		"history where there is none": func() error {
-			_, err := block.NewDecoder(nil, 7).Decode(nil, body())
+			_, err := newDecoder(nil, 7).Decode(nil, body())
 			return err
 		},
 		"resent though not asked": func() error {
-			e := block.NewEncoder(a.A, 7)
-			e.Append(nil, []byte("hello"), block.Fast)
+			e := newEncoder(a.A, 7)
+			e.Append(nil, []byte("hello"))
 			b, err := e.Resend(nil, []byte{0, 0})
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = block.NewDecoder(a.B, 7).Decode(nil, b)
+			_, err = newDecoder(a.B, 7).Decode(nil, b)
 			return err
 		},
 		"too long": func() error {
-			_, err := block.NewDecoder(a.B, 7).Decode(nil, make([]byte, block.MaxFrame+1))
+			_, err := newDecoder(a.B, 7).Decode(nil, make([]byte, block.MaxFrame+1))
 			return err
 		},
-		"ack of nothing": func() error { return block.NewEncoder(a.A, 7).Ack([]byte{1}) },
-		"empty ack":      func() error { return block.NewEncoder(a.A, 7).Ack(nil) },
+		"ack of nothing": func() error { return newEncoder(a.A, 7).Ack([]byte{1}) },
+		"empty ack":      func() error { return newEncoder(a.A, 7).Ack(nil) },
 		"empty nack": func() error {
-			_, err := block.NewEncoder(a.A, 7).Resend(nil, nil)
+			_, err := newEncoder(a.A, 7).Resend(nil, nil)
 			return err
 		},
 		"long nack": func() error {
-			_, err := block.NewEncoder(a.A, 7).Resend(nil, []byte{0, 17})
+			_, err := newEncoder(a.A, 7).Resend(nil, []byte{0, 17})
 			return err
 		},
 	} {
@@ -127,7 +127,7 @@ func TestBombs(t *testing.T) {
 	} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		out, err := block.NewDecoder(h, 1).Decode(nil, body)
+		out, err := newDecoder(h, 1).Decode(nil, body)
 		runtime.ReadMemStats(&after)
 		if err == nil || len(out) > 0 {
 			t.Errorf("%s: %d bytes, %v", name, len(out), err)

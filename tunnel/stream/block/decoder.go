@@ -15,6 +15,7 @@ import (
 // for concurrent use, but for Stats.
 type Decoder struct {
 	r      *dedupe.Reader // nil without a history
+	shop   *Shop
 	connID uint64
 	state  state  // after the last body that arrived; course: decoded
 	next   uint64 // seq of the next block to decode
@@ -30,9 +31,9 @@ type Decoder struct {
 }
 
 // NewDecoder returns a decoder; see NewEncoder. A decoder without a history
-// refuses blocks that use one.
-func NewDecoder(h *dedupe.History, connID uint64) *Decoder {
-	d := &Decoder{connID: connID}
+// refuses blocks that use one. Without a Shop it has its own.
+func NewDecoder(h *dedupe.History, connID uint64, shop *Shop) *Decoder {
+	d := &Decoder{connID: connID, shop: shop.orOwn()}
 	if h != nil {
 		d.r = h.NewReader()
 	}
@@ -111,8 +112,8 @@ func (d *Decoder) unhold(dst []byte) ([]byte, error) {
 
 // decode decodes block d.next; rest is its body from the sum on.
 func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
-	s := shop.get()
-	defer shop.put(s)
+	s := d.shop.get()
+	defer d.shop.put(s)
 	start := len(dst)
 	want := binary.LittleEndian.Uint64(rest)
 	out, err := d.rebuild(dst, h, rest[sumLen:], s)
@@ -164,7 +165,7 @@ func (d *Decoder) tokens(h *header, sections []byte, s *scratch) (section []byte
 	cols := sections
 	packed := h.form == byte(compress.S2) || h.form == byte(compress.Zstd)
 	if packed {
-		s.cols, err = shop.codecs.Decode(s.cols[:0], sections[:h.compCols], compress.Codec(h.form), h.rawCols)
+		s.cols, err = d.shop.codecs.Decode(s.cols[:0], sections[:h.compCols], compress.Codec(h.form), h.rawCols)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%w: tokens: %w", ErrCorrupt, err)
 		}
@@ -184,7 +185,7 @@ func (d *Decoder) tokens(h *header, sections []byte, s *scratch) (section []byte
 
 // expand appends the n literal bytes.
 func (d *Decoder) expand(dst, section []byte, h *header, n int) ([]byte, error) {
-	dst, err := shop.codecs.Decode(dst, section, h.lits, n)
+	dst, err := d.shop.codecs.Decode(dst, section, h.lits, n)
 	if err != nil {
 		return dst, fmt.Errorf("%w: literals: %w", ErrCorrupt, err)
 	}

@@ -11,43 +11,66 @@ import (
 	"stitch/dedupe"
 )
 
-// Encoder encodes the sending direction of one connection. Append is for one
-// goroutine at a time; Ack, Resend, Stats and Close may run beside it.
+// Encoder encodes the sending direction of one connection. Match and Finish
+// are for one goroutine each, Append for one instead of both; SetLink, Ack,
+// Resend, Stats and Close may run beside them.
 type Encoder struct {
 	w      *dedupe.Writer // nil without a history
+	shop   *Shop
 	connID uint64
 	slack  uint64 // how far a block's heads may lag
-	state  state
-	gate   compress.Gate
+	level  compress.Level
 	closed atomic.Bool
 	count  counters
+
+	state state         // of Match
+	gate  compress.Gate // of Finish
 }
 
 // NewEncoder returns an encoder; the peer's decoder must get the same connID.
-// h may be nil: then blocks are only compressed, nothing is kept, and there is
-// nothing to acknowledge. Close it.
-func NewEncoder(h *dedupe.History, connID uint64) *Encoder {
-	e := &Encoder{connID: connID}
-	if h != nil {
-		e.w = h.NewWriter(dedupe.WriterOptions{})
+// Without a history (h is nil, or the mode does not use it) nothing is kept
+// and there is nothing to acknowledge. Close it.
+func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
+	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Strong}
+	if o.Mode == Store {
+		e.level = compress.Store
+	}
+	if h != nil && o.Mode == Full {
+		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
 		e.slack = uint64(h.Size()) / 64
 	}
 	return e
 }
+
+// SetLink tells how many bytes a second the connection to the peer takes now;
+// 0 if unknown.
+func (e *Encoder) SetLink(bytesPerSecond float64) {}
 
 // Append encodes src (1 to MaxBlock bytes, borrowed) and appends the body, at
 // most len(src) + len(src)/1024 + MaxHeader bytes, to dst. It keeps what
 // Resend needs until Ack: how many bytes may be unacknowledged is the caller's
 // credit to bound. When the history has been emptied, the block is sent
 // without it. It panics if src is empty or too long.
-func (e *Encoder) Append(dst, src []byte, effort Effort) []byte {
+func (e *Encoder) Append(dst, src []byte) []byte { return e.Finish(dst, e.Match(src)) }
+
+// Work is a block between Match and Finish.
+type Work struct {
+	src  []byte // borrowed
+	h    header
+	lits []byte // literals, if there are tokens
+	cols []byte // token section
+}
+
+// Match does the first half of Append: it finds src in the history and puts it
+// there. src stays borrowed until Finish. The caller bounds how many Works
+// wait: each holds up to MaxBlock bytes.
+func (e *Encoder) Match(src []byte) *Work {
 	if len(src) == 0 || len(src) > MaxBlock {
 		panic("block: Append of no bytes or more than MaxBlock")
 	}
-	start := len(dst)
-	s := shop.get()
-	defer shop.put(s)
-	h := header{n: len(src), off: e.state.off}
+	w := e.shop.works.Get().(*Work)
+	w.src, w.h, w.cols = src, header{n: len(src), off: e.state.off}, w.cols[:0]
+	h := &w.h
 	if e.w != nil {
 		var err error
 		if h.block, err = e.w.Put(src); err == nil {
@@ -55,52 +78,32 @@ func (e *Encoder) Append(dst, src []byte, effort Effort) []byte {
 		}
 	}
 	h.block.Seq = e.state.seq
-	course := e.state.course
-	dst = e.body(dst, src, &h, effort.level(), s)
-	b := &h.block
-	if over := len(dst) - start - len(src); over > MaxHeader {
-		dst = e.plain(dst[:start], src, &h)
-		b.Matched, b.ZeroRuns = 0, 0
-		e.state.course = course
-	}
-	e.state.advance(&h)
-	e.count.add(len(src), len(dst)-start, b.Matched, b.ZeroRuns, len(src)-b.Matched-b.ZeroRuns)
-	return dst
+	e.columns(w)
+	e.state.advance(h)
+	return w
 }
 
-// body appends a whole body.
-func (e *Encoder) body(dst, src []byte, h *header, l compress.Level, s *scratch) []byte {
-	lits := src
-	s.comp = s.comp[:0]
-	if tokens := h.block.Tokens; len(tokens) > 0 {
-		s.lits = gather(s.lits[:0], src, tokens)
-		lits = s.lits
-		e.tokens(h, l, s)
-	}
-	start := len(dst)
-	dst = slices.Grow(dst, MaxHeader+len(s.comp)+compress.ScratchLen(len(lits)))
-	dst = h.append(dst)
-	at := len(dst)
-	dst = append(dst, make([]byte, sumLen)...)
-	dst = append(dst, s.comp...)
-	dst = e.literals(dst, lits, h, l)
-	dst[start] = h.flags()
-	binary.LittleEndian.PutUint64(dst[at:], h.sum(src, e.connID))
-	return dst
-}
-
-// tokens puts the token section into s.comp.
-func (e *Encoder) tokens(h *header, l compress.Level, s *scratch) {
+// columns makes the token section and the literals. Tokens that take more
+// bytes than they save are not used.
+func (e *Encoder) columns(w *Work) {
+	h := &w.h
 	tokens := h.block.Tokens
-	h.tokens = len(tokens)
-	if e.state.course.isRun(tokens, h.n, h.off) {
-		h.form = formRun
+	h.block.Tokens = nil // lent until the next Put
+	if len(tokens) == 0 {
 		return
 	}
-	s.cols = e.state.course.appendTokens(s.cols[:0], tokens, h.n, h.off)
-	var codec compress.Codec
-	s.comp, codec = shop.codecs.Encode(s.comp, s.cols, l)
-	h.form, h.rawCols, h.compCols = byte(codec), len(s.cols), len(s.comp)
+	course := e.state.course
+	if course.isRun(tokens, h.n, h.off) {
+		h.tokens, h.form, w.lits = 1, formRun, w.lits[:0]
+		return
+	}
+	w.cols = e.state.course.appendTokens(w.cols, tokens, h.n, h.off)
+	if len(w.cols) > h.block.Matched+h.block.ZeroRuns {
+		w.cols, h.block.Matched, h.block.ZeroRuns, e.state.course = w.cols[:0], 0, 0, course
+		return
+	}
+	h.tokens = len(tokens)
+	w.lits = gather(w.lits[:0], w.src, tokens)
 }
 
 // gather collects the literals of src.
@@ -113,22 +116,68 @@ func gather(dst, src []byte, tokens []dedupe.Token) []byte {
 	return append(dst, src...)
 }
 
-// literals appends the literals, compressed if that is worth trying.
-func (e *Encoder) literals(dst, lits []byte, h *header, l compress.Level) []byte {
-	if l == compress.Store || len(lits) > 0 && !e.gate.Try(lits) {
-		return append(dst, lits...)
+// Finish does the second half of Append, in the order of Match; w must not be
+// used again.
+func (e *Encoder) Finish(dst []byte, w *Work) []byte {
+	h, b, start := &w.h, &w.h.block, len(dst)
+	s := e.shop.get()
+	dst = e.body(dst, w, s)
+	e.shop.put(s)
+	e.count.add(h.n, len(dst)-start, b.Matched, b.ZeroRuns, h.n-b.Matched-b.ZeroRuns)
+	w.src = nil
+	e.shop.works.Put(w)
+	return dst
+}
+
+// body appends a whole body.
+func (e *Encoder) body(dst []byte, w *Work, s *scratch) []byte {
+	h, lits := &w.h, w.src
+	s.cols = s.cols[:0]
+	if h.tokens > 0 {
+		lits = w.lits
+		s.cols = e.packTokens(s.cols, w)
 	}
 	start := len(dst)
-	dst, h.lits = shop.codecs.Encode(dst, lits, l)
-	if len(lits) >= 1024 {
-		e.gate.Report(len(lits), len(dst)-start)
+	dst = slices.Grow(dst, MaxHeader+len(s.cols)+compress.ScratchLen(len(lits)))
+	dst = h.append(dst)
+	at := len(dst)
+	dst = append(dst, make([]byte, sumLen)...)
+	dst = append(dst, s.cols...)
+	dst = e.literals(dst, lits, h)
+	dst[start] = h.flags()
+	binary.LittleEndian.PutUint64(dst[at:], h.sum(w.src, e.connID))
+	return dst
+}
+
+// packTokens appends the token section as it is sent.
+func (e *Encoder) packTokens(dst []byte, w *Work) []byte {
+	h := &w.h
+	if h.form == formRun {
+		return dst
 	}
+	dst, codec := e.shop.codecs.Encode(dst, w.cols, e.level)
+	h.form, h.rawCols, h.compCols = byte(codec), len(w.cols), len(dst)
+	e.count.used(codec, h.rawCols, h.compCols)
+	return dst
+}
+
+// literals appends the literals, compressed if that is worth trying.
+func (e *Encoder) literals(dst, lits []byte, h *header) []byte {
+	start := len(dst)
+	if e.level == compress.Store || len(lits) > 0 && !e.gate.Try(lits) {
+		dst = append(dst, lits...)
+	} else {
+		dst, h.lits = e.shop.codecs.Encode(dst, lits, e.level)
+		if len(lits) >= 1024 {
+			e.gate.Report(len(lits), len(dst)-start)
+		}
+	}
+	e.count.used(h.lits, len(lits), len(dst)-start)
 	return dst
 }
 
 // plain appends src as raw literals under h.
 func (e *Encoder) plain(dst, src []byte, h *header) []byte {
-	h.tokens, h.rawCols, h.compCols, h.lits, h.form = 0, 0, 0, 0, 0
 	dst = h.append(dst)
 	dst = binary.LittleEndian.AppendUint64(dst, h.sum(src, e.connID))
 	return append(dst, src...)
@@ -167,8 +216,8 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 	if !ok || e.w == nil {
 		return dst, ErrCorrupt
 	}
-	s := shop.get()
-	defer shop.put(s)
+	s := e.shop.get()
+	defer e.shop.put(s)
 	var err error
 	h := header{resent: true, place: placeOne}
 	if s.lits, h.block, err = e.w.Again(s.lits[:0], m.seq); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"stitch/compress"
 	"stitch/dedupe"
 	"stitch/tunnel/stream/block"
 	"stitch/tunnel/stream/block/blocktest"
@@ -14,16 +15,16 @@ import (
 // nothing returned with an error, no more than MaxBlock.
 func FuzzDecode(f *testing.F) {
 	data := append(blocktest.Random(1, 2000), blocktest.Text(1, 2000)...)
-	for _, e := range efforts {
-		enc := block.NewEncoder(dedupe.NewHistory(small), 1)
-		enc.Append(nil, data, block.Off)
-		f.Add(enc.Append(nil, append(data[500:3000:3000], make([]byte, 100)...), e))
+	for _, l := range levels {
+		enc := pinned(dedupe.NewHistory(small), 1, l)
+		enc.Append(nil, data)
+		f.Add(enc.Append(nil, append(data[500:3000:3000], make([]byte, 100)...)))
 	}
 	h := dedupe.NewHistory(small)
-	first := block.NewEncoder(h, 1).Append(nil, data, block.Off)
+	first := newEncoder(h, 1).Append(nil, data)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		h := dedupe.NewHistory(small)
-		d := block.NewDecoder(h, 1)
+		d := newDecoder(h, 1)
 		if _, err := d.Decode(nil, first); err != nil {
 			t.Fatal(err)
 		}
@@ -43,13 +44,14 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Add(bytes.Repeat(blocktest.Random(2, 99), 50), uint16(77), uint8(1))
 	f.Add(make([]byte, 5000), uint16(3), uint8(2))
 	f.Add(blocktest.Text(1, 5000), uint16(2500), uint8(3))
-	f.Fuzz(func(t *testing.T, src []byte, cut uint16, effort uint8) {
+	f.Fuzz(func(t *testing.T, src []byte, cut uint16, level uint8) {
 		a := blocktest.NewAgents(small)
 		c := a.Forward(1)
+		c.Enc.Pin(compress.Level(level % 4))
 		k := min(int(cut), len(src))
 		for _, part := range [][]byte{src[:k], src[k:], src, src[k/2:]} {
 			var got []byte
-			err := c.Send(part, block.Effort(effort%4), func(b []byte) { got = append(got, b...) })
+			err := c.Send(part, func(b []byte) { got = append(got, b...) })
 			if err != nil || !bytes.Equal(got, part) {
 				t.Fatalf("%d bytes became %d: %v", len(part), len(got), err)
 			}
@@ -64,10 +66,10 @@ func FuzzAnswers(f *testing.F) {
 	f.Add([]byte{0xff, 0xff}, []byte{1, 1, 1, 0xff, 0xff, 3, 0x80, 0x80, 0x10})
 	f.Fuzz(func(t *testing.T, ack, nack []byte) {
 		h := dedupe.NewHistory(small)
-		e := block.NewEncoder(h, 1)
+		e := newEncoder(h, 1)
 		defer e.Close()
 		for range 3 {
-			e.Append(nil, []byte("hello"), block.Fast)
+			e.Append(nil, []byte("hello"))
 		}
 		body, err := e.Resend(nil, nack)
 		if (err == nil) != (len(body) > 0) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"stitch/compress"
 	"stitch/tunnel/stream/block"
 	"stitch/tunnel/stream/block/blocktest"
 )
@@ -37,11 +38,11 @@ func TestGolden(t *testing.T) {
 	}
 	a := blocktest.NewAgents(small)
 	// The sender of < blocks must have sent what they refer to.
-	forth, back := block.NewDecoder(a.B, 1), block.NewDecoder(a.A, 2)
-	other := block.NewDecoder(a.B, 3)
-	own := block.NewEncoder(a.A, 1)
+	forth, back := newDecoder(a.B, 1), newDecoder(a.A, 2)
+	other := newDecoder(a.B, 3)
+	own := newEncoder(a.A, 1)
 	for _, src := range goldenBlocks() {
-		own.Append(nil, src, block.Off)
+		own.Append(nil, src)
 	}
 	for i, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
 		if strings.HasPrefix(line, "#") {
@@ -93,8 +94,9 @@ func record(t *testing.T) []byte {
 	line := func(dir, kind string, body, app []byte) {
 		fmt.Fprintf(&out, "%s %s %x %016x\n", dir, kind, body, xxh3.Hash(app))
 	}
-	send := func(dir string, e *block.Encoder, d *block.Decoder, src []byte, effort block.Effort) {
-		body := e.Append(nil, src, effort)
+	send := func(dir string, e *block.Encoder, d *block.Decoder, src []byte, l compress.Level) {
+		e.Pin(l)
+		body := e.Append(nil, src)
 		got, err := d.Decode(nil, body)
 		if errors.Is(err, block.ErrMiss) {
 			line(dir, "miss", body, got)
@@ -114,19 +116,19 @@ func record(t *testing.T) []byte {
 			t.Fatal(err)
 		}
 	}
-	enc, dec := block.NewEncoder(a.A, 1), block.NewDecoder(a.B, 1)
+	enc, dec := newEncoder(a.A, 1), newDecoder(a.B, 1)
 	for i, src := range goldenBlocks() {
-		send(">", enc, dec, src, efforts[i%len(efforts)])
+		send(">", enc, dec, src, levels[i%len(levels)])
 	}
-	enc, dec = block.NewEncoder(a.B, 2), block.NewDecoder(a.A, 2)
+	enc, dec = newEncoder(a.B, 2), newDecoder(a.A, 2)
 	blocks := goldenBlocks()
-	send("<", enc, dec, blocks[len(blocks)-1], block.Fast)
+	send("<", enc, dec, blocks[len(blocks)-1], compress.Fast)
 	// A block that refers to what the receiver lacks.
 	ghost := blocktest.NewAgents(small)
 	fresh := blocktest.Random(5, 900)
-	if err := ghost.Forward(4).Send(fresh, block.Off, nil); err != nil {
+	if err := ghost.Forward(4).Send(fresh, nil); err != nil {
 		t.Fatal(err)
 	}
-	send("?", block.NewEncoder(ghost.A, 3), block.NewDecoder(a.B, 3), fresh, block.Off)
+	send("?", newEncoder(ghost.A, 3), newDecoder(a.B, 3), fresh, compress.Store)
 	return out.Bytes()
 }

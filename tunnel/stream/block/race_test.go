@@ -44,7 +44,7 @@ func TestConcurrent(t *testing.T) {
 
 // carry sends 150 blocks over one connection and checks what arrives.
 func carry(from, to *dedupe.History, id uint64) (misses int64, err error) {
-	enc, dec := block.NewEncoder(from, id), block.NewDecoder(to, id)
+	enc, dec := newEncoder(from, id), newDecoder(to, id)
 	defer enc.Close()
 	var blocks [][]byte
 	m := newMaterial(1) // the same pool for everyone
@@ -74,7 +74,8 @@ func carry(from, to *dedupe.History, id uint64) (misses int64, err error) {
 func sendAll(enc *block.Encoder, blocks [][]byte, resend <-chan []byte, forth chan<- message) {
 	defer close(forth)
 	for i, b := range blocks {
-		forth <- message{'d', enc.Append(nil, b, block.Effort(i%4))}
+		enc.Pin(levels[i%4])
+		forth <- message{'d', enc.Append(nil, b)}
 		select {
 		case r := <-resend:
 			forth <- message{'d', r}

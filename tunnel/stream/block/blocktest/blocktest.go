@@ -100,11 +100,14 @@ func Edit(stream []byte, seed uint64, every int) (out []byte, edited, pages int)
 }
 
 // Agents are two agents' histories, as after their hellos.
-type Agents struct{ A, B *dedupe.History }
+type Agents struct {
+	A, B *dedupe.History
+	Shop *block.Shop // of all their connections
+}
 
 // NewAgents returns a pair with histories of size bytes each direction.
 func NewAgents(size int64) *Agents {
-	p := &Agents{dedupe.NewHistory(size), dedupe.NewHistory(size)}
+	p := &Agents{dedupe.NewHistory(size), dedupe.NewHistory(size), block.NewShop(2)}
 	p.Meet()
 	return p
 }
@@ -128,19 +131,19 @@ type Conn struct {
 }
 
 // Forward opens a connection from A to B, Backward one from B to A.
-func (p *Agents) Forward(id uint64) *Conn  { return dial(p.A, p.B, id) }
-func (p *Agents) Backward(id uint64) *Conn { return dial(p.B, p.A, id) }
+func (p *Agents) Forward(id uint64) *Conn  { return p.dial(p.A, p.B, id) }
+func (p *Agents) Backward(id uint64) *Conn { return p.dial(p.B, p.A, id) }
 
-func dial(from, to *dedupe.History, id uint64) *Conn {
-	return &Conn{Enc: block.NewEncoder(from, id), Dec: block.NewDecoder(to, id)}
+func (p *Agents) dial(from, to *dedupe.History, id uint64) *Conn {
+	return &Conn{Enc: block.NewEncoder(from, id, block.Options{Shop: p.Shop}), Dec: block.NewDecoder(to, id, p.Shop)}
 }
 
 // Send carries src in blocks and calls got (may be nil) with what arrives,
 // lent until it returns. Misses are repaired.
-func (c *Conn) Send(src []byte, e block.Effort, got func([]byte)) error {
+func (c *Conn) Send(src []byte, got func([]byte)) error {
 	for len(src) > 0 {
 		n := min(len(src), block.MaxBlock)
-		if err := c.one(src[:n], e, got); err != nil {
+		if err := c.one(src[:n], got); err != nil {
 			return err
 		}
 		src = src[n:]
@@ -148,9 +151,9 @@ func (c *Conn) Send(src []byte, e block.Effort, got func([]byte)) error {
 	return nil
 }
 
-func (c *Conn) one(src []byte, e block.Effort, got func([]byte)) error {
+func (c *Conn) one(src []byte, got func([]byte)) error {
 	var err error
-	c.body = c.Enc.Append(c.body[:0], src, e)
+	c.body = c.Enc.Append(c.body[:0], src)
 	c.Wire += len(c.body)
 	c.out, err = c.Dec.Decode(c.out[:0], c.body)
 	if err == block.ErrMiss {

@@ -1,0 +1,6 @@
+package block
+
+import "stitch/compress"
+
+// Pin makes every block be compressed at level l.
+func (e *Encoder) Pin(l compress.Level) { e.level = l }
