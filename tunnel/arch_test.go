@@ -28,6 +28,7 @@ var imports = map[string][]string{
 	"stitch/tunnel/redirect/redirecttest":  {"stitch/tunnel/redirect"},
 	"stitch/tunnel/stream/block":           {"stitch/compress", "stitch/dedupe"},
 	"stitch/tunnel/stream/block/blocktest": {"stitch/dedupe", "stitch/tunnel/stream/block"},
+	"stitch/tunnel/estimate":               {"stitch/dedupe", "stitch/tunnel/stream/block"},
 	"stitch/tunnel/stream":                 {"stitch/dedupe", "stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/stream/block"},
 	"stitch/tunnel/stream/streamtest":      {"stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/netdevtest", "stitch/tunnel/stream"},
 	"stitch/tunnel/lab":                    {"stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/wan", "stitch/tunnel/wg"},
@@ -36,7 +37,8 @@ var imports = map[string][]string{
 		"stitch/tunnel/redirect", "stitch/tunnel/stream", "stitch/tunnel/wg",
 	},
 	"stitch/cmd/stitch": {
-		"stitch/tunnel", "stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/lab", "stitch/tunnel/wan", "stitch/tunnel/wg",
+		"stitch/tunnel", "stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/estimate", "stitch/tunnel/lab",
+		"stitch/tunnel/wan", "stitch/tunnel/wg",
 	},
 }
 

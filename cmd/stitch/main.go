@@ -34,14 +34,16 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideVersion:     true,
 		HideHelpCommand: true,
 		Suggest:         true,
-		Writer:          stdout,
-		ErrWriter:       stderr,
+		// A comma may be part of a file's name.
+		DisableSliceFlagSeparator: true,
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
 		// The library would exit by itself, and print usage with each error.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError:   usageError,
 		Action:         noCommand,
 		Commands: []*cli.Command{
-			keygenCommand(), upCommand(), downCommand(), statusCommand(), labCommand(), versionCommand(), childCommand(),
+			keygenCommand(), upCommand(), downCommand(), statusCommand(), labCommand(), estimateCommand(), versionCommand(), childCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -185,7 +185,7 @@ func (l *loader) site() {
 	l.cfg.Subnets = l.prefixes("subnets", l.raw.Subnets)
 	l.cfg.History.Size = defaultHistory
 	if s := l.raw.History.Size; s != "" {
-		n, err := parseSize(s)
+		n, err := ParseSize(s)
 		if l.check("history.size", err) && (n < minHistory || n > maxHistory) {
 			l.problem("history.size", "%s is out of range: use \"1MiB\" to \"1TiB\"", quote(s))
 		}

@@ -90,8 +90,8 @@ func parseHost(s string) error {
 	return nil
 }
 
-// parseSize reads sizes such as 512MiB.
-func parseSize(s string) (int64, error) {
+// ParseSize reads a number of bytes written like 512MiB.
+func ParseSize(s string) (int64, error) {
 	m := sizeForm.FindStringSubmatch(s)
 	if m == nil {
 		return 0, fmt.Errorf("%s is not a size: write a whole number and a unit, such as \"512MiB\" or \"1GiB\"", quote(s))

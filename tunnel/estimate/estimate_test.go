@@ -1,0 +1,185 @@
+package estimate
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"stitch/tunnel/stream/block"
+	"stitch/tunnel/stream/block/blocktest"
+)
+
+const history = 64 << 20
+
+// send carries pieces of data at once and checks the account's sums.
+func send(t *testing.T, s *Session, data ...[]byte) Result {
+	t.Helper()
+	var from []io.Reader
+	var in int64
+	for _, d := range data {
+		from = append(from, bytes.NewReader(d))
+		in += int64(len(d))
+	}
+	r, err := s.Send(from...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.In != in || r.Matched+r.Zero+r.Literal != in || r.Resent != 0 {
+		t.Errorf("%d bytes sent, account %+v", in, r)
+	}
+	return r
+}
+
+// TestAccount compares what is counted with a pair of agents that know nothing
+// of turns, and whose bodies and acknowledgements are summed as they pass.
+func TestAccount(t *testing.T) {
+	first := blocktest.Pages(1, 3000)
+	second, _, _ := blocktest.Edit(first, 2, 20)
+	s, twin := New(Config{History: history}), blocktest.NewAgents(history)
+	for i, data := range [][]byte{first, second, nil, {7}, first[:block.MaxBlock], make([]byte, 3<<20)} {
+		got := send(t, s, data)
+		c := twin.Forward(uint64(i + 1))
+		if err := c.Send(data, nil); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		blocks := (len(data) + block.MaxBlock - 1) / block.MaxBlock
+		// DATA, ACK and CREDIT of each block; HELLO 64, WELCOME 96, AUTH 32,
+		// READY, OPEN 17, DIALING, OPENED 4; FIN and DONE 8, twice.
+		want := c.Wire + blocks*(4+4+12) + 7*4 + 64 + 96 + 32 + 17 + 4 + 4*12
+		if int(got.Out) != want {
+			t.Errorf("piece %d: %d bytes out, want %d", i, got.Out, want)
+		}
+	}
+}
+
+// TestShares checks what is found where there is only one thing to find.
+func TestShares(t *testing.T) {
+	s := New(Config{History: history})
+	random := blocktest.Random(1, 2<<20)
+	if r := send(t, s, random); r.Literal != 2<<20 || r.Out < 2<<20 || r.Out > 2<<20+2<<10 {
+		t.Errorf("random bytes: %+v", r)
+	}
+	if r := send(t, s, random); r.Matched != 2<<20 || r.Out > 2<<10 {
+		t.Errorf("the same again: %+v", r)
+	}
+	if r := send(t, s, make([]byte, 2<<20)); r.Zero != 2<<20 || r.Out > 2<<10 {
+		t.Errorf("zeros: %+v", r)
+	}
+}
+
+// TestSeed: seeded bytes are found, others are not.
+func TestSeed(t *testing.T) {
+	s := New(Config{History: history})
+	image, other := blocktest.Random(1, 4<<20), blocktest.Random(2, 4<<20)
+	if err := s.Seed(bytes.NewReader(image)); err != nil {
+		t.Fatal(err)
+	}
+	if r := send(t, s, image[1<<20:]); r.Matched < 3<<20-256 {
+		t.Errorf("a part of the seed: %+v", r)
+	}
+	if r := send(t, s, other); r.Matched != 0 {
+		t.Errorf("unknown bytes: %+v", r)
+	}
+}
+
+// TestTogether: connections that are open at the same time find each other's
+// acknowledged bytes, and end on their own.
+func TestTogether(t *testing.T) {
+	data := blocktest.Random(1, 6<<20)
+	s := New(Config{History: history})
+	r := send(t, s, data, nil, append(blocktest.Random(2, 3<<20), data...), data[:100])
+	if r.Matched < 5<<20 || r.Matched > 6<<20+100 {
+		t.Errorf("%d of %d bytes matched", r.Matched, r.In)
+	}
+}
+
+// TestTimes: the clock's steps between reading, encoding and decoding end up in
+// the right sums.
+func TestTimes(t *testing.T) {
+	var now time.Duration
+	s := New(Config{History: history, CPU: func() time.Duration { now += time.Second; return now }})
+	turns := time.Duration(3) // the third finds the end
+	r := send(t, s, make([]byte, 2*turnBytes))
+	if r.Encode < turns*time.Second || r.Decode != turns*time.Second {
+		t.Errorf("encoding %v, decoding %v", r.Encode, r.Decode)
+	}
+	a, b := ProcessCPU(), ProcessCPU()
+	if a <= 0 || b < a {
+		t.Errorf("processor time %v, then %v", a, b)
+	}
+	if rss, err := PeakRSS(); err != nil || rss < 1<<20 {
+		t.Errorf("peak memory %d, %v", rss, err)
+	}
+}
+
+func TestReaderFails(t *testing.T) {
+	broken := errors.New("broken")
+	_, err := New(Config{History: history}).Send(io.MultiReader(bytes.NewReader(make([]byte, 3<<20)), iotest.ErrReader(broken)))
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// encoded returns a connection with one encoded turn of data.
+func encoded(t *testing.T, s *Session, data []byte) *conn {
+	t.Helper()
+	c := s.dial(bytes.NewReader(data))
+	t.Cleanup(c.close)
+	if err := errors.Join(c.read(), c.encode()); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestVerification: one wrong bit of the decoder's output is an error that says
+// where; without it there is none.
+func TestVerification(t *testing.T) {
+	for _, bad := range []bool{false, true} {
+		c := encoded(t, New(Config{History: history}), blocktest.Random(1, 300_000))
+		if err := c.decode(); err != nil {
+			t.Fatal(err)
+		}
+		if bad {
+			c.out[299_999] ^= 1
+		}
+		err := c.compare()
+		if errors.Is(err, ErrDiffers) != bad || bad && err.Error() != ErrDiffers.Error()+" at byte 299999" {
+			t.Errorf("bad %v: %v", bad, err)
+		}
+	}
+	c := encoded(t, New(Config{History: history}), blocktest.Random(1, 300_000))
+	if err := c.decode(); err != nil {
+		t.Fatal(err)
+	}
+	c.out = c.out[:1000]
+	if err := c.compare(); !errors.Is(err, ErrDiffers) {
+		t.Errorf("a short output: %v", err)
+	}
+}
+
+// TestDamage: damaged blocks are noticed by the codec itself; one with tokens
+// is sent again and counted.
+func TestDamage(t *testing.T) {
+	data := blocktest.Random(1, block.MaxBlock)
+	s := New(Config{History: history})
+	c := encoded(t, s, data)
+	c.bodies[len(c.bodies)-1] ^= 1
+	if err := c.decode(); !errors.Is(err, block.ErrCorrupt) {
+		t.Errorf("damaged literals: %v", err)
+	}
+	send(t, s, data)
+	c = encoded(t, s, data)
+	good := c.wire
+	c.bodies[len(c.bodies)-1] ^= 1 // of the checksum
+	if err := errors.Join(c.decode(), c.compare()); err != nil {
+		t.Fatal(err)
+	}
+	var r Result
+	if err := c.finish(&r); err != nil || r.Resent != 1 || r.Out < good+block.MaxBlock {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
