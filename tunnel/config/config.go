@@ -89,6 +89,28 @@ type Segment struct {
 	// frames a second sent to the peers; default 500. ARP, ND and RARP have a
 	// bucket of the same size of their own.
 	BroadcastLimit int
+	// VLANs are the VLANs that cross with their tags, besides the untagged
+	// network; sorted, each 1 to 4094. What is inside a listed outer tag
+	// crosses whatever its own tag.
+	VLANs []uint16
+	// EtherTypes are the only protocols besides IP, ARP and RARP that cross,
+	// sorted; LLC stands for 802.2 without an EtherType. Empty: any.
+	EtherTypes []uint16
+	// Pass lets cross what stays at its site by default.
+	Pass Pass
+}
+
+// LLC is what Segment.EtherTypes lists for 802.2 frames.
+const LLC = 0
+
+// Pass are the protocols of one site that a segment carries all the same.
+type Pass struct {
+	// DHCP is for a segment whose only DHCP server is at one site.
+	DHCP bool
+	// RouterAdverts are ICMPv6 router advertisements.
+	RouterAdverts bool
+	// SpanningTree are the BPDUs, which make the sites one tree.
+	SpanningTree bool
 }
 
 // Handshake says when the client's TCP handshake is completed.

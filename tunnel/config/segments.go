@@ -28,6 +28,7 @@ func (l *loader) segments() {
 		l.segmentNet(path, r, &s)
 		l.segmentSites(path, r, &s)
 		s.BroadcastLimit = int(l.number(path+".broadcast_limit", r.BroadcastLimit, defaultBroadcastLimit, 1, maxBroadcastLimit))
+		l.segmentPolicy(path, r, &s)
 		l.cfg.Segments = append(l.cfg.Segments, s)
 	}
 }
@@ -114,6 +115,46 @@ func (l *loader) segmentSites(path string, r rawSegment, s *Segment) {
 	case r.Home != l.cfg.Site && !slices.Contains(r.Peers, r.Home):
 		l.problem(path+".home", "%s is neither this site nor one of the segment's peers: add it to peers, or correct it", quote(r.Home))
 	}
+}
+
+// segmentPolicy checks what crosses besides the default.
+func (l *loader) segmentPolicy(path string, r rawSegment, s *Segment) {
+	if l.tooMany(path+".vlans", len(r.VLANs), maxList) || l.tooMany(path+".ether_types", len(r.EtherTypes), maxList) {
+		return
+	}
+	for i, v := range r.VLANs {
+		first, last, err := parseVLANs(v)
+		if l.check(at(path+".vlans", i), err) {
+			for id := first; id <= last; id++ {
+				s.VLANs = append(s.VLANs, id)
+			}
+		}
+	}
+	for i, text := range r.EtherTypes {
+		typ, err := parseEtherType(text)
+		if l.check(at(path+".ether_types", i), err) {
+			s.EtherTypes = append(s.EtherTypes, typ)
+		}
+	}
+	s.VLANs, s.EtherTypes = sortedSet(s.VLANs), sortedSet(s.EtherTypes)
+	for i, name := range r.Pass {
+		switch name {
+		case "dhcp":
+			s.Pass.DHCP = true
+		case "router-adverts":
+			s.Pass.RouterAdverts = true
+		case "spanning-tree":
+			s.Pass.SpanningTree = true
+		default:
+			l.problem(at(path+".pass", i), "%s is not one of \"dhcp\", \"router-adverts\" and \"spanning-tree\"", quote(name))
+		}
+	}
+}
+
+// sortedSet sorts list and drops what is in it twice.
+func sortedSet(list []uint16) []uint16 {
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 // hostIn checks that a is the address of a host in an IPv4 subnet.

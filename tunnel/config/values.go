@@ -201,6 +201,28 @@ func parsePort(v any) (PortRange, error) {
 	return PortRange{First: uint16(a), Last: uint16(b)}, nil
 }
 
+// parseVLANs reads 10 or "20-29".
+func parseVLANs(v any) (first, last uint16, err error) {
+	const most = 4094
+	r, err := parsePort(v)
+	if err != nil || r.Last > most {
+		return 0, 0, fmt.Errorf("%s is not a VLAN or range of 1 to %d, such as 10 or \"20-29\"", quote(fmt.Sprint(v)), most)
+	}
+	return r.First, r.Last, nil
+}
+
+// parseEtherType reads 0x88f7 or llc.
+func parseEtherType(s string) (uint16, error) {
+	if s == "llc" {
+		return LLC, nil
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(s, "0x"), 16, 16)
+	if err != nil || !strings.HasPrefix(s, "0x") || n < 0x600 {
+		return 0, fmt.Errorf("%s is not an EtherType: write one from \"0x0600\" to \"0xffff\", or \"llc\"", quote(s))
+	}
+	return uint16(n), nil
+}
+
 // parseUnicastMAC reads the MAC of a host.
 func parseUnicastMAC(s string) (MAC, error) {
 	m, err := ParseMAC(s)

@@ -13,19 +13,34 @@
 //   - link protocols (spanning tree, LLDP, CDP, 802.1X, LACP, pause, all of
 //     01:80:c2:00:00:00 to 2f), IPv6 router advertisements and redirects, and
 //     DHCP for both IP versions stay local;
-//   - unknown unicast is not flooded. ARP requests and neighbour solicitations
-//     do cross, so a silent host is learnt from its answer before the first
-//     unicast frame to it, and again whenever its neighbours refresh their
-//     entries;
-//   - broadcast and multicast are limited per second, ARP, RARP and neighbour
-//     discovery apart from the rest, in both directions;
+//   - unknown unicast is not flooded;
+//   - IP packets, ARP and neighbour discovery that give the gateway's or a
+//     workload's address to another MAC are dropped, from either side;
+//   - broadcast and multicast are limited per second in both directions, with
+//     buckets of their own for announcements of workloads, for ARP, RARP and
+//     neighbour discovery, and for the rest;
 //   - a frame from a peer goes to the LAN only, never to another peer (split
 //     horizon).
 //
 // Encapsulation is parsed or refused, never guessed, since filters that look
 // at the outermost type can be walked around (VU#855201): at most two VLAN
-// tags, LLC/SNAP with a right length only, no tag inside SNAP. A segment is an
-// untagged network: priority tags (VLAN 0) pass, other VLANs are dropped.
+// tags, LLC/SNAP with a right length only, no tag inside SNAP. A segment
+// carries the untagged network (priority tags, VLAN 0, are part of it) and the
+// VLANs that its configuration lists, with all that is inside their outer tag.
+// Each is a network of its own for everything below. The configuration may also
+// name the only protocols besides IP that cross, and let DHCP, router
+// advertisements or spanning tree pass.
+//
+// # Who has an address
+//
+// The MAC of an address is learnt from ARP and from neighbour advertisements
+// (not solicitations, RFC 9161). A broadcast request for an address at a peer
+// that gave a sign of life within 30 s is answered here; one for an address on
+// this LAN does not cross. All other requests do: those of unknown or silent
+// addresses, unicast ones (they test the host), duplicate address detection, a
+// second one of the same host within 2 s (what we know may be wrong), and those
+// for an address that MACs have claimed by turns five times within 180 s, for as
+// long. At most 8 addresses are kept of a MAC, and of a place as many as MACs.
 //
 // # Where a MAC is
 //
@@ -133,9 +148,12 @@ type Stats struct {
 	LANFrames uint64 `json:"lan_frames"`
 	LANBytes  uint64 `json:"lan_bytes"`
 	ToPeers   uint64 `json:"to_peers"`
-	// LinkFrames and LinkBytes came from peers, ToLAN were written to the LAN.
+	// LinkFrames and LinkBytes came from peers, Answers is the number of
+	// answers to address requests made here, ToLAN were written to the LAN:
+	// ToLAN and FromLink add up to LinkFrames and Answers.
 	LinkFrames uint64 `json:"link_frames"`
 	LinkBytes  uint64 `json:"link_bytes"`
+	Answers    uint64 `json:"answers"`
 	ToLAN      uint64 `json:"to_lan"`
 	// FromLAN and FromLink count the dropped frames by reason; reasons that
 	// never happened are left out.
@@ -149,6 +167,10 @@ type Stats struct {
 	// Moves counts changes of place, Frozen the MACs frozen now.
 	Moves  uint64 `json:"moves"`
 	Frozen int    `json:"frozen"`
+	// Addresses are the IP addresses whose MAC is known. Disputes counts those
+	// that MACs claimed by turns.
+	Addresses int    `json:"addresses"`
+	Disputes  uint64 `json:"disputes"`
 	// Announcements were reported to OnAnnounce; Relearn counts the frames put
 	// into the LAN so that its bridge follows a claimed workload.
 	Announcements uint64 `json:"announcements"`

@@ -15,11 +15,25 @@ const (
 	maxWorkloads = 4096
 	// ageing is how long a learnt address is kept unseen.
 	ageing = 300 * time.Second
-	// A MAC that moves maxMoves times within moveWindow is frozen that long
-	// (RFC 7432 section 15.1, with recovery).
+	// What moves maxMoves times within moveWindow is frozen that long (RFC 7432
+	// section 15.1, with recovery).
 	maxMoves   = 5
 	moveWindow = 180 * time.Second
 )
+
+// key is a MAC in a VLAN: each VLAN is a network of its own, and one MAC may be
+// at different places in two of them.
+type key uint64
+
+func keyOf(m config.MAC, vlan uint16) key {
+	return key(vlan)<<48 | key(m[0])<<40 | key(m[1])<<32 | key(m[2])<<24 | key(m[3])<<16 | key(m[4])<<8 | key(m[5])
+}
+
+func (k key) mac() config.MAC {
+	return config.MAC{byte(k >> 40), byte(k >> 32), byte(k >> 24), byte(k >> 16), byte(k >> 8), byte(k)}
+}
+
+func (k key) vlan() uint16 { return uint16(k >> 48) }
 
 // Place is where a MAC is: Local or the number of a peer.
 type Place uint8
@@ -37,7 +51,7 @@ const (
 // least recently seen first.
 type entry struct {
 	prev, next *entry
-	mac        config.MAC
+	key        key
 	place      Place
 	// claimed is the place of the last claim, for a workload.
 	claimed  Place
@@ -45,20 +59,39 @@ type entry struct {
 	seen     time.Duration
 	// since is when it came to its place.
 	since time.Duration
-	// announced is when it was last reported.
+	// announced is when it was last reported, if reports is set.
 	announced time.Duration
-	// frozen is when a freeze ends.
-	frozen time.Duration
-	// moved is a ring of the times of the last moves.
-	moved   [maxMoves]time.Duration
-	moves   uint8 // filled slots of moved
-	oldest  uint8 // slot to be overwritten next
-	reports bool  // announced is set
+	reports   bool
+	flaps     flaps
+	ips       []*neighbour // the addresses it is known to have, at most maxIPs
 }
+
+// flaps remembers the last moves of something.
+type flaps struct {
+	at     [maxMoves]time.Duration // a ring
+	filled uint8
+	oldest uint8 // slot to be overwritten next
+	until  time.Duration
+}
+
+// note counts a move and reports whether it was the one that froze.
+func (f *flaps) note(now time.Duration) (froze bool) {
+	f.at[f.oldest] = now
+	f.oldest = (f.oldest + 1) % maxMoves
+	f.filled = min(f.filled+1, maxMoves)
+	if f.frozen(now) || f.filled < maxMoves || now-f.at[f.oldest] > moveWindow {
+		return false
+	}
+	f.until = now + moveWindow
+	return true
+}
+
+func (f *flaps) frozen(now time.Duration) bool { return now < f.until }
 
 // table is the forwarding table. It is not safe for concurrent use.
 type table struct {
-	byMAC map[config.MAC]*entry
+	byMAC map[key]*entry
+	byIP  map[ipKey]*neighbour
 	// Per place: the list of learnt entries, how many they are and may be, and
 	// how many workloads there are.
 	learned   []entry
@@ -66,16 +99,20 @@ type table struct {
 	quota     []int
 	fixed     []int
 	workloads int // sum of fixed
-	frozen    []*entry
-	refused   uint64
-	moves     uint64
+	// bound is the number of addresses known of the MACs of a place, at most
+	// as many as MACs may be learnt there.
+	bound    []int
+	frozen   []*entry
+	refused  uint64
+	moves    uint64
+	disputes uint64 // addresses that were claimed by turns
 }
 
 func newTable(peers int) *table {
 	n := peers + 1
 	t := &table{
-		byMAC: make(map[config.MAC]*entry), learned: make([]entry, n),
-		count: make([]int, n), quota: make([]int, n), fixed: make([]int, n),
+		byMAC: make(map[key]*entry), byIP: make(map[ipKey]*neighbour), learned: make([]entry, n),
+		count: make([]int, n), quota: make([]int, n), fixed: make([]int, n), bound: make([]int, n),
 	}
 	for i := range t.learned {
 		head := &t.learned[i]
@@ -86,9 +123,9 @@ func newTable(peers int) *table {
 	return t
 }
 
-// get returns the entry of mac, nil if there is none or it has aged out.
-func (t *table) get(now time.Duration, mac config.MAC) *entry {
-	e := t.byMAC[mac]
+// get returns the entry of k, nil if there is none or it has aged out.
+func (t *table) get(now time.Duration, k key) *entry {
+	e := t.byMAC[k]
 	if e != nil && e.expired(now) {
 		t.remove(e)
 		return nil
@@ -98,14 +135,14 @@ func (t *table) get(now time.Duration, mac config.MAC) *entry {
 
 func (e *entry) expired(now time.Duration) bool { return !e.workload && now-e.seen >= ageing }
 
-// learn adds mac at a place; nil if the place's share of the table is used up.
-func (t *table) learn(now time.Duration, mac config.MAC, at Place) *entry {
+// learn adds k at a place; nil if the place's share of the table is used up.
+func (t *table) learn(now time.Duration, k key, at Place) *entry {
 	if !t.room(now, at) {
 		t.refused++
 		return nil
 	}
-	e := &entry{mac: mac, place: at, seen: now, since: now}
-	t.byMAC[mac] = e
+	e := &entry{key: k, place: at, seen: now, since: now}
+	t.byMAC[k] = e
 	t.link(e)
 	return e
 }
@@ -139,30 +176,22 @@ func (t *table) move(now time.Duration, e *entry, to Place) (froze bool) {
 		return false
 	}
 	t.unlink(e)
+	t.bound[e.place] -= len(e.ips)
 	e.place, e.seen, e.since = to, now, now
+	t.bound[to] += len(e.ips)
 	t.link(e)
 	t.moves++
-	return t.noteMove(now, e)
-}
-
-func (t *table) noteMove(now time.Duration, e *entry) (froze bool) {
-	e.moved[e.oldest] = now
-	e.oldest = (e.oldest + 1) % maxMoves
-	e.moves = min(e.moves+1, maxMoves)
-	if e.isFrozen(now) || e.moves < maxMoves || now-e.moved[e.oldest] > moveWindow {
-		return false
+	if e.flaps.note(now) {
+		t.frozen = append(t.frozen, e)
+		return true
 	}
-	e.frozen = now + moveWindow
-	t.frozen = append(t.frozen, e)
-	return true
+	return false
 }
-
-func (e *entry) isFrozen(now time.Duration) bool { return now < e.frozen }
 
 // workload returns the entry of a workload, made at a place if there is none;
 // nil if there are too many.
-func (t *table) workload(now time.Duration, mac config.MAC, at Place) *entry {
-	e := t.get(now, mac)
+func (t *table) workload(now time.Duration, k key, at Place) *entry {
+	e := t.get(now, k)
 	if e != nil && e.workload {
 		return e
 	}
@@ -172,8 +201,8 @@ func (t *table) workload(now time.Duration, mac config.MAC, at Place) *entry {
 	}
 	t.workloads++
 	if e == nil {
-		e = &entry{mac: mac, place: at, seen: now, since: now}
-		t.byMAC[mac] = e
+		e = &entry{key: k, place: at, seen: now, since: now}
+		t.byMAC[k] = e
 	} else {
 		t.unlink(e)
 	}
@@ -192,7 +221,7 @@ func (t *table) tick(now time.Duration) {
 	}
 	kept := t.frozen[:0]
 	for _, e := range t.frozen {
-		if e.isFrozen(now) {
+		if e.flaps.frozen(now) {
 			kept = append(kept, e)
 		}
 	}
@@ -223,8 +252,11 @@ func (t *table) unlink(e *entry) {
 }
 
 func (t *table) remove(e *entry) {
+	for len(e.ips) > 0 {
+		t.unbind(e.ips[0])
+	}
 	t.unlink(e)
-	delete(t.byMAC, e.mac)
+	delete(t.byMAC, e.key)
 }
 
 // places returns how many MACs are at a place, workloads included.

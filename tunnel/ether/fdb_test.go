@@ -104,15 +104,15 @@ func TestTableTwin(t *testing.T) {
 }
 
 func stepBoth(t *testing.T, r *rand.Rand, tab *table, twin *naive, now time.Duration, mac config.MAC, at Place) {
-	e, ne := tab.get(now, mac), twin.get(now, mac)
+	e, ne := tab.get(now, keyOf(mac, 0)), twin.get(now, mac)
 	switch op := r.IntN(20); {
 	case op == 0:
 		tab.tick(now)
 	case op == 1 && mac[5] < 3:
-		tab.workload(now, mac, at)
+		tab.workload(now, keyOf(mac, 0), at)
 		twin.workload(now, mac, at)
 	case e == nil:
-		tab.learn(now, mac, at)
+		tab.learn(now, keyOf(mac, 0), at)
 		twin.learn(now, mac, at)
 	case e.place == at:
 		tab.touch(now, e)
@@ -133,7 +133,7 @@ func compareTables(t *testing.T, tab *table, twin *naive, now time.Duration) {
 	for last := range byte(14) {
 		mac := config.MAC{2, 5: last}
 		ne := twin.get(now, mac)
-		e := tab.byMAC[mac]
+		e := tab.byMAC[keyOf(mac, 0)]
 		if e != nil && e.expired(now) {
 			e = nil
 		}
@@ -146,7 +146,7 @@ func compareTables(t *testing.T, tab *table, twin *naive, now time.Duration) {
 		}
 		places[e.place]++
 		if e.place != ne.place || e.workload != ne.workload || e.claimed != ne.claimed ||
-			e.since != ne.since || e.isFrozen(now) != (now < ne.frozen) {
+			e.since != ne.since || e.flaps.frozen(now) != (now < ne.frozen) {
 			t.Errorf("%v: %+v, twin %+v", mac, e, ne)
 		}
 	}
@@ -159,10 +159,10 @@ func compareTables(t *testing.T, tab *table, twin *naive, now time.Duration) {
 // TestTableBound floods the table from two places.
 func TestTableBound(t *testing.T) {
 	tab := newTable(2)
-	vm := config.MAC{2, 1}
+	vm := keyOf(config.MAC{2, 1}, 0)
 	tab.workload(0, vm, 1)
 	for i := range 100_000 {
-		mac := config.MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}
+		mac := keyOf(config.MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}, 0)
 		at := Place(i % 2)
 		if tab.get(0, mac) == nil {
 			tab.learn(0, mac, at)
@@ -174,10 +174,10 @@ func TestTableBound(t *testing.T) {
 	if got, want := tab.places(1), maxLearned/4+1; got != want {
 		t.Errorf("%d MACs behind the flooding peer, want its quota and the workload, %d", got, want)
 	}
-	if tab.learn(0, config.MAC{2, 2}, 2) == nil {
+	if tab.learn(0, keyOf(config.MAC{2, 2}, 0), 2) == nil {
 		t.Error("a flood from one peer took the share of another")
 	}
-	if tab.learn(ageing, config.MAC{2, 3}, Local) == nil {
+	if tab.learn(ageing, keyOf(config.MAC{2, 3}, 0), Local) == nil {
 		t.Error("no room after the flood has aged")
 	}
 	tab.tick(ageing)
@@ -189,7 +189,7 @@ func TestTableBound(t *testing.T) {
 func TestWorkloadBound(t *testing.T) {
 	tab := newTable(1)
 	for i := range maxWorkloads + 5 {
-		tab.workload(0, config.MAC{2, 4: byte(i >> 8), 5: byte(i)}, Local)
+		tab.workload(0, keyOf(config.MAC{2, 4: byte(i >> 8), 5: byte(i)}, 0), Local)
 	}
 	if tab.workloads != maxWorkloads || tab.refused != 5 {
 		t.Errorf("%d workloads, %d refused", tab.workloads, tab.refused)

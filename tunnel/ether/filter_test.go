@@ -29,6 +29,13 @@ func v4(proto byte, flags uint16, payload ...byte) []byte {
 	return eth(macB, macA, typeIPv4, ipv4Packet(proto, flags, payload...)...)
 }
 
+// from4 makes a frame of mac with an IPv4 packet from ip.
+func from4(mac config.MAC, ip netip.Addr) []byte {
+	p := ipv4Packet(6, 0, 1, 2, 3, 4)
+	copy(p[12:], ip.AsSlice())
+	return eth(macB, mac, typeIPv4, p...)
+}
+
 func v6(next byte, payload ...byte) []byte {
 	return eth(v6Group, macA, typeIPv6, ipv6Packet(hostLL, allHost, next, payload...)...)
 }
@@ -210,6 +217,12 @@ func ipVectors(ra []byte) []vector {
 		{"UDP", v4(protoUDP, 0, udp(67, 69)...), Carried},
 		{"UDP header cut off", v4(protoUDP, 0, 0, 68, 0, 67), BadIP},
 		{"later fragment", v4(protoUDP, 1, 0, 68, 0, 67), Carried},
+		{"from a workload's address", from4(macA, vmIP), SpoofedIP},
+		{"from a workload's address, VLAN 0", tagged(from4(macA, vmIP), 0x8100, 0), SpoofedIP},
+		{"from the workload", from4(macVM, vmIP), Carried},
+		{"from the gateway's address", from4(macA, gateway), SpoofedIP},
+		{"from a workload's address, IPv6", eth(macB, macA, typeIPv6, ipv6Packet(vmGUA, hostGUA, 6, 1)...), SpoofedIP},
+		{"echo from the gateway's address, IPv6", eth(macB, macA, typeIPv6, ipv6Packet(gwLL, hostGUA, protoICMP6, 128, 0, 0, 0)...), SpoofedIP},
 		{"IPv6 nothing", v6(59), Carried},
 		{"IPv6 TCP", v6(6, 1), Carried},
 		{"IPv6 ESP", v6(50, 1), Carried},
@@ -283,8 +296,61 @@ func TestFilters(t *testing.T) {
 		})
 	}
 	for r := Carried; r <= GatewayND; r++ {
-		if !seen[r] {
+		if !seen[r] && r != EtherType { // TestPolicy has it
 			t.Errorf("no vector for %v", r)
+		}
+	}
+}
+
+// TestPolicy sends frames through segments that carry more or less than the
+// default.
+func TestPolicy(t *testing.T) {
+	ask := arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11)
+	gw := arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, gateway)
+	ra := v6(protoICMP6, nd(ndRouter, 0, "::", config.MAC{})...)
+	bpdu := eth(testMAC("01:80:c2:00:00:00"), macA, 3, stpSAP, stpSAP, 3)
+	vlans := config.Segment{VLANs: []uint16{10, 4094}}
+	types := config.Segment{EtherTypes: []uint16{0x88f7}}
+	llc := config.Segment{EtherTypes: []uint16{config.LLC}}
+	for _, c := range []struct {
+		name  string
+		seg   config.Segment
+		frame []byte
+		want  Reason
+	}{
+		{"listed VLAN", vlans, tagged(ask, 0x8100, 10), Carried},
+		{"listed VLAN with priority", vlans, tagged(ask, 0x8100, 0xe000|4094), Carried},
+		{"listed service VLAN", vlans, tagged(ask, 0x88a8, 10, 0x8100, 77), Carried},
+		{"listed inner VLAN only", vlans, tagged(ask, 0x88a8, 77, 0x8100, 10), VLAN},
+		{"inner VLAN behind a priority tag", vlans, tagged(ask, 0x8100, 0, 0x8100, 10), VLAN},
+		{"untagged beside VLANs", vlans, ask, Carried},
+		{"unlisted VLAN", vlans, tagged(ask, 0x8100, 11), VLAN},
+		{"VLAN 4095 inside", vlans, tagged(ask, 0x88a8, 10, 0x8100, 4095), VLAN},
+		{"gateway's address in a VLAN is another's", vlans, tagged(gw, 0x8100, 10), Carried},
+		{"gateway's MAC in a VLAN", vlans, tagged(data(broadcast, macGW), 0x8100, 10), GatewayMAC},
+		{"workload's address in a VLAN", vlans, tagged(from4(macA, vmIP), 0x8100, 10), Carried},
+		{"RA in a VLAN", vlans, tagged(ra, 0x8100, 10), RouterAdvert},
+		{"BPDU in a VLAN", vlans, tagged(bpdu, 0x8100, 10), Reserved},
+		{"listed type", types, eth(macB, macA, 0x88f7, 1), Carried},
+		{"ARP is always listed", types, ask, Carried},
+		{"IP is always listed", types, v4(6, 0, 1, 2, 3, 4), Carried},
+		{"unlisted type", types, data(macB, macA), EtherType},
+		{"unlisted type in SNAP", types, snap(data(macB, macA), 0, 0, 0), EtherType},
+		{"LLC not listed", types, eth(macB, macA, 4, 0xf0, 0xf0, 3, 0), EtherType},
+		{"foreign SNAP not listed", types, eth(macB, macA, 8, 0xaa, 0xaa, 3, 8, 0, 7, 0x80, 0x9b), EtherType},
+		{"LLC listed", llc, eth(macB, macA, 4, 0xf0, 0xf0, 3, 0), Carried},
+		{"LLDP is never listed", config.Segment{EtherTypes: []uint16{typeLLDP}}, eth(macB, macA, typeLLDP, 0), Discovery},
+		{"DHCP passes", config.Segment{Pass: config.Pass{DHCP: true}}, v4(protoUDP, 0, udp(68, 67)...), Carried},
+		{"DHCPv6 passes", config.Segment{Pass: config.Pass{DHCP: true}}, v6(protoUDP, udp(546, 547)...), Carried},
+		{"RA passes", config.Segment{Pass: config.Pass{RouterAdverts: true}}, ra, Carried},
+		{"RA does not pass with DHCP", config.Segment{Pass: config.Pass{DHCP: true}}, ra, RouterAdvert},
+		{"BPDU passes", config.Segment{Pass: config.Pass{SpanningTree: true}}, bpdu, Carried},
+		{"pause does not pass with BPDU", config.Segment{Pass: config.Pass{SpanningTree: true}}, data(testMAC("01:80:c2:00:00:01"), macA), Reserved},
+	} {
+		c.seg.Gateway, c.seg.GatewayMAC = gateway, macGW
+		f := newFilter(c.seg, nil, []Workload{{MAC: macVM, IP: vmIP}})
+		if _, _, got := f.inspect(c.frame); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}
 }
@@ -314,28 +380,31 @@ func TestAnnouncements(t *testing.T) {
 		b[headerLen+7] = hops
 		return b
 	}
-	v6 := netip.MustParseAddr(hostGUA)
+	v6IP := netip.MustParseAddr(hostGUA)
 	for _, c := range []struct {
 		name  string
 		frame []byte
 		want  info
 	}{
-		{"RARP", rarp(macA), info{true, KindRARP, netip.Addr{}}},
-		{"RARP for another", arpFrame(broadcast, macA, rarpRequest, macA, noIP, macB, noIP), info{true, "", netip.Addr{}}},
-		{"RARP by another", arpFrame(broadcast, macA, rarpRequest, macB, noIP, macB, noIP), info{true, "", netip.Addr{}}},
-		{"RARP reply", arpFrame(broadcast, macA, rarpReply, macA, noIP, macA, noIP), info{true, "", netip.Addr{}}},
-		{"GARP request", garp(macA, ip10), info{true, KindGARP, ip10}},
-		{"GARP reply", arpFrame(broadcast, macA, arpReply, macA, ip10, macA, ip10), info{true, KindGARP, ip10}},
-		{"GARP, VLAN 0 and SNAP", tagged(snap(garp(macA, ip10), 0, 0, 0), 0x8100, 0), info{true, KindGARP, ip10}},
-		{"GARP for another", arpFrame(broadcast, macA, arpRequest, macB, ip10, config.MAC{}, ip10), info{true, "", netip.Addr{}}},
-		{"GARP of no address", garp(macA, noIP), info{true, "", netip.Addr{}}},
-		{"request", arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11), info{true, "", ip10}},
-		{"unsolicited advertisement", na(v6Group, 255, 0x20, hostGUA, macA), info{true, KindNA, v6}},
-		{"without option", na(v6Group, 255, 0x20, hostGUA, config.MAC{}), info{true, KindNA, v6}},
-		{"routed advertisement", na(v6Group, 254, 0x20, hostGUA, macA), info{true, "", v6}},
-		{"solicited advertisement", na(v6Group, 255, 0x60, hostGUA, macA), info{true, "", v6}},
-		{"advertisement to a host", na(macB, 255, 0x20, hostGUA, macA), info{true, "", v6}},
-		{"advertisement for another", na(v6Group, 255, 0x20, hostGUA, macB), info{true, "", netip.Addr{}}},
+		{"RARP", rarp(macA), info{control: true, kind: KindRARP}},
+		{"RARP for another", arpFrame(broadcast, macA, rarpRequest, macA, noIP, macB, noIP), info{control: true}},
+		{"RARP by another", arpFrame(broadcast, macA, rarpRequest, macB, noIP, macB, noIP), info{control: true}},
+		{"RARP reply", arpFrame(broadcast, macA, rarpReply, macA, noIP, macA, noIP), info{control: true}},
+		{"GARP request", garp(macA, ip10), info{control: true, kind: KindGARP, ip: ip10}},
+		{"GARP reply", arpFrame(broadcast, macA, arpReply, macA, ip10, macA, ip10), info{control: true, kind: KindGARP, ip: ip10}},
+		{"GARP, VLAN 0 and SNAP", tagged(snap(garp(macA, ip10), 0, 0, 0), 0x8100, 0), info{control: true, kind: KindGARP, ip: ip10}},
+		{"GARP for another", arpFrame(broadcast, macA, arpRequest, macB, ip10, config.MAC{}, ip10), info{control: true}},
+		{"GARP of no address", garp(macA, noIP), info{control: true}},
+		{"request", arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11), info{control: true, ip: ip10, wants: ip11}},
+		{"unsolicited advertisement", na(v6Group, 255, 0x20, hostGUA, macA), info{control: true, kind: KindNA, ip: v6IP, advert: true}},
+		{"without option", na(v6Group, 255, 0x20, hostGUA, config.MAC{}), info{control: true, kind: KindNA, ip: v6IP, advert: true}},
+		{"routed advertisement", na(v6Group, 254, 0x20, hostGUA, macA), info{control: true, ip: v6IP}},
+		{"solicited advertisement", na(v6Group, 255, 0x60, hostGUA, macA), info{control: true, ip: v6IP, advert: true}},
+		{"advertisement to a host", na(macB, 255, 0xa0, hostGUA, macA), info{control: true, ip: v6IP, advert: true, router: true}},
+		{"advertisement for another", na(v6Group, 255, 0x20, hostGUA, macB), info{control: true}},
+		{"solicitation", v6(protoICMP6, nd(ndSolicit, 0, hostGUA, macA)...), info{control: true, ip: netip.MustParseAddr(hostLL), wants: v6IP}},
+		{"address detection", eth(v6Group, macA, typeIPv6, ipv6Packet("::", allHost, protoICMP6, nd(ndSolicit, 0, hostGUA, config.MAC{})...)...), info{control: true}},
+		{"ARP probe", arpFrame(broadcast, macA, arpRequest, macA, noIP, config.MAC{}, ip11), info{control: true}},
 		{"data", data(macB, macA), info{}},
 	} {
 		f := newFilter(testBasic, nil, nil)

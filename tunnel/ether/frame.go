@@ -33,6 +33,9 @@ const (
 // header is the outside of a frame.
 type header struct {
 	dst, src config.MAC
+	// vlan is that of the outer tag and inner that of the second one; 0: none,
+	// or a priority tag.
+	vlan, inner uint16
 	// etherType is what payload is, found behind tags and SNAP; 0: LLC other
 	// than SNAP, with payload behind the LLC header.
 	etherType uint16
@@ -42,6 +45,8 @@ type header struct {
 	cisco bool
 	// foreign: SNAP with another vendor's code.
 	foreign bool
+	// snap: etherType was found in SNAP.
+	snap    bool
 	payload []byte
 }
 
@@ -63,8 +68,10 @@ func parse(frame []byte) (header, Reason) {
 		if len(frame) < at+tagLen+2 {
 			return h, Malformed
 		}
-		if binary.BigEndian.Uint16(frame[at+2:])&0x0fff != 0 {
-			return h, VLAN
+		if vlan := binary.BigEndian.Uint16(frame[at+2:]) & 0x0fff; tags == 0 {
+			h.vlan = vlan
+		} else {
+			h.inner = vlan
 		}
 		at += tagLen
 		typ = binary.BigEndian.Uint16(frame[at:])
@@ -122,7 +129,7 @@ func (h *header) parseSNAP(p []byte) Reason {
 		if typ < minEtherType {
 			return Malformed
 		}
-		h.etherType = typ
+		h.etherType, h.snap = typ, true
 	case 0x00000c:
 		h.cisco = true
 	default:

@@ -30,9 +30,9 @@ func (f *filter) arp(h *header) (info, Reason) {
 	sha, tha := config.MAC(p[8:14]), config.MAC(p[18:24])
 	spa, tpa := netip.AddrFrom4([4]byte(p[14:18])), netip.AddrFrom4([4]byte(p[24:28]))
 	switch {
-	case f.isGateway(spa) || f.isGateway(tpa) || sha == f.gatewayMAC || reverse && tha == f.gatewayMAC:
+	case f.isGateway(h, spa) || f.isGateway(h, tpa) || sha == f.gatewayMAC || reverse && tha == f.gatewayMAC:
 		return info{}, GatewayARP
-	case f.spoofed(spa, sha):
+	case f.spoofed(h, spa, sha):
 		return info{}, SpoofedARP
 	}
 	in := info{control: true}
@@ -45,8 +45,11 @@ func (f *filter) arp(h *header) (info, Reason) {
 	switch {
 	case op == rarpRequest && tha == sha:
 		in.kind = KindRARP
-	case !reverse && spa == tpa && in.ip.IsValid():
+	case reverse || !in.ip.IsValid():
+	case spa == tpa:
 		in.kind = KindGARP
+	case op == arpRequest:
+		in.wants = tpa
 	}
 	return in, Carried
 }
@@ -62,28 +65,32 @@ const (
 )
 
 // ipv4 judges an IPv4 packet; what follows its total length is padding.
-func ipv4(p []byte) Reason {
+func (f *filter) ipv4(h *header) (info, Reason) {
+	p := h.payload
 	if len(p) < ipv4HeaderLen || p[0]>>4 != 4 {
-		return BadIP
+		return info{}, BadIP
 	}
 	ihl, total := int(p[0]&15)*4, int(binary.BigEndian.Uint16(p[2:]))
 	if ihl < ipv4HeaderLen || total < ihl || total > len(p) {
-		return BadIP
+		return info{}, BadIP
 	}
+	in := info{from: netip.AddrFrom4([4]byte(p[12:16])), to: netip.AddrFrom4([4]byte(p[16:20]))}
 	first := binary.BigEndian.Uint16(p[6:])&0x1fff == 0
 	if p[9] == protoUDP && first {
-		return dhcp(p[ihl:total], 67)
+		if r := f.dhcp(p[ihl:total], 67); r != Carried {
+			return info{}, r
+		}
 	}
-	return Carried
+	return in, f.source(h, in.from)
 }
 
 // dhcp judges a UDP header: server and client have the ports port and port+1.
 // Only the destination counts, a sender may use any port.
-func dhcp(udp []byte, port uint16) Reason {
+func (f *filter) dhcp(udp []byte, port uint16) Reason {
 	if len(udp) < 8 {
 		return BadIP
 	}
-	if to := binary.BigEndian.Uint16(udp[2:]); to == port || to == port+1 {
+	if to := binary.BigEndian.Uint16(udp[2:]); !f.pass.DHCP && (to == port || to == port+1) {
 		return DHCP
 	}
 	return Carried
@@ -100,25 +107,35 @@ func (f *filter) ipv6(h *header) (info, Reason) {
 	if size > len(p)-ipv6HeaderLen {
 		return info{}, BadIP
 	}
-	next, body, fragment := p[6], p[ipv6HeaderLen:ipv6HeaderLen+size], false
+	in := info{from: netip.AddrFrom16([16]byte(p[8:24])), to: netip.AddrFrom16([16]byte(p[24:40]))}
+	in, r := f.upper(h, in, p[6], p[ipv6HeaderLen:ipv6HeaderLen+size])
+	if r == Carried {
+		r = f.source(h, netip.AddrFrom16([16]byte(p[8:24])))
+	}
+	return in, r
+}
+
+// upper judges what follows the header of an IPv6 packet, of type next.
+func (f *filter) upper(h *header, in info, next byte, body []byte) (info, Reason) {
+	fragment := false
 	for range maxExtensions {
 		n := extensionLen(next, body)
 		switch {
 		case next == protoICMP6:
-			return f.icmp6(h, body, fragment)
+			return f.icmp6(h, in, body, fragment)
 		case next == protoUDP:
-			return info{}, dhcp(body, 546)
+			return in, f.dhcp(body, 546)
 		case n == 0:
-			return info{}, Carried
+			return in, Carried
 		case n > len(body):
-			return info{}, BadIP
+			return in, BadIP
 		case next == 44 && binary.BigEndian.Uint16(body[2:])>>3 != 0:
-			return info{}, Carried // not the first: harmless without it
+			return in, Carried // not the first: harmless without it
 		}
 		fragment = fragment || next == 44
 		next, body = body[0], body[n:]
 	}
-	return info{}, BadIP
+	return in, BadIP
 }
 
 // extensionLen returns the length of the extension header of type next at the
@@ -153,7 +170,7 @@ const (
 )
 
 // icmp6 judges an ICMPv6 message.
-func (f *filter) icmp6(h *header, p []byte, fragment bool) (info, Reason) {
+func (f *filter) icmp6(h *header, in info, p []byte, fragment bool) (info, Reason) {
 	if len(p) < 4 {
 		return info{}, BadIP
 	}
@@ -162,6 +179,9 @@ func (f *filter) icmp6(h *header, p []byte, fragment bool) (info, Reason) {
 	}
 	switch p[0] {
 	case ndRouter:
+		if f.pass.RouterAdverts {
+			return info{control: true}, Carried
+		}
 		return info{}, RouterAdvert
 	case ndRedirect:
 		return info{}, Redirect
@@ -170,7 +190,7 @@ func (f *filter) icmp6(h *header, p []byte, fragment bool) (info, Reason) {
 	case ndSolicit, ndAdvertise:
 		return f.neighbour(h, p)
 	}
-	return info{}, Carried
+	return in, Carried
 }
 
 // neighbour judges a neighbour solicitation or advertisement.
@@ -184,14 +204,14 @@ func (f *filter) neighbour(h *header, p []byte) (info, Reason) {
 	switch {
 	case !ok:
 		return info{}, BadIP
-	case f.isGateway(src) || f.isGateway(target) || lladdr == f.gatewayMAC:
+	case f.isGateway(h, src) || f.isGateway(h, target) || lladdr == f.gatewayMAC:
 		return info{}, GatewayND
 	}
 	claimed := src
 	if p[0] == ndAdvertise {
 		claimed = target
 	}
-	if f.spoofed(claimed, lladdr) || f.spoofed(claimed, h.src) {
+	if f.spoofed(h, claimed, lladdr) || f.spoofed(h, claimed, h.src) {
 		return info{}, SpoofedARP
 	}
 	in := info{control: true}
@@ -199,9 +219,18 @@ func (f *filter) neighbour(h *header, p []byte) (info, Reason) {
 		return in, Carried
 	}
 	in.ip = claimed
-	const solicited = 0x40
-	if p[0] == ndAdvertise && p[4]&solicited == 0 && ip[7] == 255 && group(h.dst) {
+	if ip[7] != 255 {
+		return in, Carried // not from this network: no host believes it
+	}
+	const router, solicited = 0x80, 0x40
+	switch {
+	case p[0] == ndSolicit:
+		in.wants = target
+	case p[4]&solicited == 0 && group(h.dst):
 		in.kind = KindNA
+		fallthrough
+	default:
+		in.advert, in.router = true, p[4]&router != 0
 	}
 	return in, Carried
 }

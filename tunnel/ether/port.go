@@ -79,7 +79,7 @@ func Open(cfg Config) *Port {
 	return p
 }
 
-// alarmsPerSecond bounds the warnings about frozen addresses.
+// alarmsPerSecond bounds the warnings about frozen and disputed addresses.
 const alarmsPerSecond = 5
 
 // static returns the configured workloads that are at places known here.
@@ -152,6 +152,9 @@ func (p *Port) fromLAN(frame []byte) {
 	p.mu.Unlock()
 	p.tell(&v)
 	switch {
+	case v.Drop == Answered:
+		p.count.answers.Add(1)
+		p.toLAN(v.Reply)
 	case v.Drop != Carried:
 	case v.To == All:
 		for i := range p.peers {
@@ -175,16 +178,23 @@ func (p *Port) tell(v *Verdict) {
 	if v.Froze {
 		p.alarm(v.Source)
 	}
+	if v.Disputed.IsValid() && p.mayWarn() {
+		p.log.Warn("machines claim one address by turns: look for a duplicate", "ip", v.Disputed, "mac", v.Source)
+	}
 	if v.Announce.Kind != "" && p.cfg.OnAnnounce != nil {
 		p.cfg.OnAnnounce(v.Announce)
 	}
 }
 
-func (p *Port) alarm(mac config.MAC) {
+// mayWarn bounds the warnings that frames cause.
+func (p *Port) mayWarn() bool {
 	p.mu.Lock()
-	ok := p.alarms.allow(p.now())
-	p.mu.Unlock()
-	if ok {
+	defer p.mu.Unlock()
+	return p.alarms.allow(p.now())
+}
+
+func (p *Port) alarm(mac config.MAC) {
+	if p.mayWarn() {
 		p.log.Warn("address moves between sites too often and is frozen: look for a loop or a duplicate",
 			"mac", mac, "moves", maxMoves, "for", moveWindow)
 	}
@@ -201,7 +211,14 @@ func (p *Port) FromLink(peer string, frame []byte) {
 	v := p.sw.FromPeer(p.now(), from, frame)
 	p.mu.Unlock()
 	p.tell(&v)
-	if v.Drop == Carried && !p.queue.put(frame) {
+	if v.Drop == Carried {
+		p.toLAN(frame)
+	}
+}
+
+// toLAN queues a copy of frame for the TAP.
+func (p *Port) toLAN(frame []byte) {
+	if !p.queue.put(frame) {
 		p.count.queueFull.Add(1)
 	}
 }
@@ -271,7 +288,7 @@ func (p *Port) Stats() Stats {
 		LANFrames: p.count.lanFrames.Load(), LANBytes: p.count.lanBytes.Load(),
 		ToPeers:    p.count.toPeers.Load(),
 		LinkFrames: p.count.linkFrames.Load(), LinkBytes: p.count.linkBytes.Load(),
-		ToLAN: p.count.toLAN.Load(), Relearn: p.count.relearn.Load(),
+		ToLAN: p.count.toLAN.Load(), Answers: p.count.answers.Load(), Relearn: p.count.relearn.Load(),
 		FromLAN: map[string]uint64{}, FromLink: map[string]uint64{}, MACs: map[string]int{},
 	}
 	var lan, link counts

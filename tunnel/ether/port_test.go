@@ -186,7 +186,7 @@ func TestPortCarries(t *testing.T) {
 			Segment: 100, LANFrames: 3, LANBytes: uint64(len(ask) + 2*17), ToPeers: 3,
 			LinkFrames: 2, LinkBytes: uint64(len(answer) + 17), ToLAN: 1,
 			FromLAN: map[string]uint64{"link-refused": 1}, FromLink: map[string]uint64{"unknown-peer": 1},
-			MACs: map[string]int{"": 1, "dc2": 0, "dc3": 1},
+			MACs: map[string]int{"": 1, "dc2": 0, "dc3": 1}, Addresses: 2,
 		}
 		equalJSON(t, r.Stats(), want)
 	})

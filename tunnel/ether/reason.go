@@ -16,7 +16,7 @@ const (
 	// Encapsulation is a stack of headers that is not looked through: more
 	// than two tags, a tag inside SNAP, odd LLC.
 	Encapsulation
-	// VLAN is a tag with a VLAN other than 0.
+	// VLAN is a tag with a VLAN that the segment does not carry.
 	VLAN
 	// BadSource is a multicast or zero source address.
 	BadSource
@@ -36,12 +36,17 @@ const (
 	SlowProtocol
 	// LLC is an unknown LLC protocol sent to a group.
 	LLC
+	// EtherType is a protocol that the segment does not carry.
+	EtherType
 	// BadARP is ARP or RARP that is not for Ethernet and IPv4, or cut short.
 	BadARP
 	// GatewayARP is ARP with the gateway's address or MAC in it.
 	GatewayARP
-	// SpoofedARP gives a workload's address to another MAC.
+	// SpoofedARP is ARP or neighbour discovery that gives a workload's address
+	// to another MAC, SpoofedIP a packet with that address or the gateway's
+	// from another MAC.
 	SpoofedARP
+	SpoofedIP
 	// BadIP is IP whose header contradicts the frame, or whose chain of
 	// extension headers is too long or cut off in the first fragment.
 	BadIP
@@ -64,6 +69,11 @@ const (
 	// LimitBroadcast and LimitARP are frames above the broadcast limit.
 	LimitBroadcast
 	LimitARP
+	// Answered is a request for the address of a host at a peer, answered here.
+	Answered
+	// LocalNeighbour is a request for the address of a host on the LAN, which
+	// answers for itself.
+	LocalNeighbour
 	// LocalDestination is a frame from the LAN to a host on the LAN.
 	LocalDestination
 	// UnknownUnicast is a frame from the LAN to a MAC not in the table.
@@ -83,11 +93,12 @@ var reasonNames = [numReasons]string{
 	Carried: "carried", Runt: "runt", TooLong: "too-long", Malformed: "malformed",
 	Encapsulation: "encapsulation", VLAN: "vlan", BadSource: "bad-source", OwnMAC: "own-mac",
 	GatewayMAC: "gateway-mac", Reserved: "reserved", STP: "stp", Discovery: "discovery",
-	PortAuth: "port-auth", SlowProtocol: "slow-protocol", LLC: "llc", BadARP: "bad-arp",
-	GatewayARP: "gateway-arp", SpoofedARP: "spoofed-arp", BadIP: "bad-ip", DHCP: "dhcp",
+	PortAuth: "port-auth", SlowProtocol: "slow-protocol", LLC: "llc", EtherType: "ether-type", BadARP: "bad-arp",
+	GatewayARP: "gateway-arp", SpoofedARP: "spoofed-arp", SpoofedIP: "spoofed-ip", BadIP: "bad-ip", DHCP: "dhcp",
 	RouterAdvert: "router-advert", Redirect: "redirect", FragmentedND: "fragmented-nd",
 	GatewayND: "gateway-nd", Frozen: "frozen", Late: "late", Owned: "owned",
 	LimitBroadcast: "limit-broadcast", LimitARP: "limit-arp",
+	Answered: "answered", LocalNeighbour: "local-neighbour",
 	LocalDestination: "local-destination", UnknownUnicast: "unknown-unicast",
 	UnknownPeer: "unknown-peer", LinkRefused: "link-refused", QueueFull: "queue-full",
 	WriteFailed: "write-failed",

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
 	"stitch/tunnel/config"
 )
 
@@ -24,15 +29,19 @@ var update = flag.Bool("update", false, "rewrite the scripts in testdata; read t
 // TestScripts runs testdata/*.txt. A script is commands, each followed by what
 // it answered, on lines that begin with "->":
 //
-//	segment peers=dc2,dc3 limit=500     a new switch; gateway 10.1.0.1, MAC gw
+//	segment peers=dc2,dc3 limit=500     a new switch; gateway 10.1.0.1, MAC gw;
+//	                                    vlans=10 is what it carries tagged
 //	workload mac=50 ip=10.1.0.50 at=dc2 before the first frame; at=here: local
 //	at 1.5s                             sets the time
-//	frame port=lan src=aa dst=bb [type=data|arp|garp|rarp|na] [ip=] [for=] [times=]
+//	frame port=lan src=aa dst=bb [type=...] [ip=] [for=] [vlan=] [times=]
 //	claim mac=50 at=dc2
 //	tick
 //	table                               prints where each MAC is
 //
-// A MAC is its last byte, ff (broadcast), gw or written out.
+// Types of frame: data, ip (a packet from ip=), arp (request of ip= for for=),
+// probe (the same, of no address), reply, garp, rarp, ns (IPv6: request), dad,
+// na (IPv6: advertisement of ip=), sna (solicited). An answer made here is
+// checked and printed. A MAC is its last byte, ff (broadcast), gw or written out.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -103,6 +112,11 @@ func (s *script) command(name string, words []string) (answer []string, err erro
 	case "segment":
 		s.seg, s.peers = testBasic, strings.Split(args["peers"], ",")
 		s.seg.BroadcastLimit, err = strconv.Atoi(cmp.Or(args["limit"], "500"))
+		for v := range strings.SplitSeq(args["vlans"], ",") {
+			if id, err := strconv.ParseUint(v, 10, 16); err == nil {
+				s.seg.VLANs = append(s.seg.VLANs, uint16(id))
+			}
+		}
 	case "workload":
 		s.workloads = append(s.workloads, Workload{MAC: testMAC(args["mac"]), IP: netip.MustParseAddr(args["ip"]), At: s.place(args["at"])})
 	case "at":
@@ -161,17 +175,38 @@ func (s *script) frame(args map[string]string) ([]string, error) {
 func scriptFrame(args map[string]string) []byte {
 	src, dst := testMAC(args["src"]), testMAC(cmp.Or(args["dst"], "ff"))
 	ip := netip.MustParseAddr(cmp.Or(args["ip"], "10.1.0.99"))
+	want, _ := netip.ParseAddr(args["for"])
+	frame := data(dst, src)
 	switch args["type"] {
+	case "ip":
+		frame = from4(src, ip)
+		copy(frame, dst[:])
+		if ip.Is6() {
+			frame = eth(dst, src, typeIPv6, ipv6Packet(args["ip"], allHost, 6, 1)...)
+		}
 	case "arp":
-		return arpFrame(dst, src, arpRequest, src, ip, config.MAC{}, netip.MustParseAddr(args["for"]))
+		frame = arpFrame(dst, src, arpRequest, src, ip, config.MAC{}, want)
+	case "probe":
+		frame = arpFrame(dst, src, arpRequest, src, noIP, config.MAC{}, want)
+	case "reply":
+		frame = arpFrame(dst, src, arpReply, src, ip, dst, want)
 	case "garp":
-		return garp(src, ip)
+		frame = garp(src, ip)
 	case "rarp":
-		return rarp(src)
+		frame = rarp(src)
 	case "na":
-		return eth(v6Group, src, typeIPv6, ipv6Packet(hostLL, allHost, protoICMP6, nd(ndAdvertise, 0x20, args["ip"], src)...)...)
+		frame = eth(v6Group, src, typeIPv6, ipv6Packet(hostLL, allHost, protoICMP6, nd(ndAdvertise, 0x20, args["ip"], src)...)...)
+	case "sna":
+		frame = eth(dst, src, typeIPv6, ipv6Packet(args["ip"], args["for"], protoICMP6, nd(ndAdvertise, 0x60, args["ip"], src)...)...)
+	case "ns":
+		frame = eth(v6Group, src, typeIPv6, ipv6Packet(args["ip"], "ff02::1:ff00:0", protoICMP6, nd(ndSolicit, 0, args["for"], src)...)...)
+	case "dad":
+		frame = eth(v6Group, src, typeIPv6, ipv6Packet("::", "ff02::1:ff00:0", protoICMP6, nd(ndSolicit, 0, args["for"], config.MAC{})...)...)
 	}
-	return data(dst, src)
+	if id, err := strconv.ParseUint(args["vlan"], 10, 16); err == nil {
+		frame = tagged(frame, 0x8100, uint16(id))
+	}
+	return frame
 }
 
 func (s *script) verdict(port string, frame []byte) string {
@@ -192,18 +227,60 @@ func (s *script) verdict(port string, frame []byte) string {
 	if v.Froze {
 		way += ", froze " + v.Source.String()
 	}
+	if v.Disputed.IsValid() {
+		way += ", disputed " + v.Disputed.String()
+	}
+	if v.Drop == Answered {
+		way += ": " + describeAnswer(v.Reply)
+	}
 	return way
+}
+
+// describeAnswer reads an answer with gopacket; a wrong checksum is said.
+func describeAnswer(frame []byte) string {
+	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+	eth, _ := p.LinkLayer().(*layers.Ethernet)
+	text := ""
+	if tag, ok := p.Layer(layers.LayerTypeDot1Q).(*layers.Dot1Q); ok {
+		text = fmt.Sprintf("VLAN %d ", tag.VLANIdentifier)
+	}
+	text += fmt.Sprintf("to %v from %v: ", eth.DstMAC, eth.SrcMAC)
+	if arp, ok := p.Layer(layers.LayerTypeARP).(*layers.ARP); ok {
+		return text + fmt.Sprintf("ARP op %d, %v is at %v, to %v %v", arp.Operation, net.IP(arp.SourceProtAddress),
+			net.HardwareAddr(arp.SourceHwAddress), net.IP(arp.DstProtAddress), net.HardwareAddr(arp.DstHwAddress))
+	}
+	ip, _ := p.NetworkLayer().(*layers.IPv6)
+	icmp, _ := p.Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6)
+	na, ok := p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement).(*layers.ICMPv6NeighborAdvertisement)
+	if !ok {
+		return fmt.Sprintf("%x", frame)
+	}
+	_ = icmp.SetNetworkLayerForChecksum(ip)
+	again := gopacket.NewSerializeBuffer()
+	if err := gopacket.SerializeLayers(again, gopacket.SerializeOptions{ComputeChecksums: true}, icmp, na); err != nil {
+		return err.Error()
+	}
+	if got := again.Bytes()[2:4]; binary.BigEndian.Uint16(got) != icmp.Checksum {
+		text += "WRONG CHECKSUM "
+	}
+	return text + fmt.Sprintf("NA hops %d flags %#x, %v is at %v, to %v", ip.HopLimit, na.Flags, na.TargetAddress, net.HardwareAddr(na.Options[0].Data), ip.DstIP)
 }
 
 func (s *script) table() (lines []string) {
 	byMAC := s.sw.table.byMAC
-	for _, mac := range slices.SortedFunc(maps.Keys(byMAC), func(a, b config.MAC) int { return bytes.Compare(a[:], b[:]) }) {
-		if e := byMAC[mac]; !e.expired(s.now) {
-			line := mac.String() + " " + s.name(e.place)
+	for _, k := range slices.Sorted(maps.Keys(byMAC)) {
+		if e := byMAC[k]; !e.expired(s.now) {
+			line := k.mac().String() + " " + s.name(e.place)
+			if k.vlan() != 0 {
+				line += fmt.Sprintf(" VLAN %d", k.vlan())
+			}
+			for _, n := range e.ips {
+				line += " " + n.ip.String()
+			}
 			if e.workload {
 				line += " workload"
 			}
-			if e.isFrozen(s.now) {
+			if e.flaps.frozen(s.now) {
 				line += " frozen"
 			}
 			lines = append(lines, line)

@@ -31,10 +31,12 @@ type Switch struct {
 	lan       counts
 	link      counts
 	reported  uint64
+	reply     []byte // the buffer of Verdict.Reply
 }
 
-// limits are the buckets of one direction.
-type limits struct{ broadcast, arp limiter }
+// limits are the buckets of one direction: announcements of workloads, other
+// ARP and neighbour discovery, and the rest.
+type limits struct{ workloads, arp, broadcast limiter }
 
 // counts are the frames of one direction by what became of them.
 type counts [numReasons]uint64
@@ -49,6 +51,12 @@ type Verdict struct {
 	Announce Announcement
 	// Froze is set when this frame was the move that froze its source.
 	Froze bool
+	// Disputed is the address that MACs have claimed by turns too often; it is
+	// not answered for any more. Invalid: none.
+	Disputed netip.Addr
+	// Reply is a frame for the LAN if Drop is Answered; valid until the next
+	// FromLAN.
+	Reply []byte
 	// Source is the frame's source address, for what is said about it.
 	Source config.MAC
 }
@@ -65,7 +73,8 @@ type Workload struct {
 // they are Place 1 to peers. own are the MACs of this edge besides the
 // gateway's.
 func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workload) *Switch {
-	l := limits{newLimiter(seg.BroadcastLimit), newLimiter(seg.BroadcastLimit)}
+	one := newLimiter(seg.BroadcastLimit)
+	l := limits{one, one, one}
 	s := &Switch{
 		filter: newFilter(seg, own, static), table: newTable(peers), segment: seg.ID,
 		sent: l, received: make([]limits, peers), strangers: l.arp,
@@ -74,7 +83,11 @@ func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workloa
 		s.received[i] = l
 	}
 	for _, w := range static {
-		s.table.workload(-moveHold, w.MAC, w.At)
+		// As if it had been there for long, with no sign of life.
+		e := s.table.workload(-ageing, keyOf(w.MAC, 0), w.At)
+		if e != nil && w.IP.IsValid() {
+			s.table.bindWorkload(e, w.IP)
+		}
 	}
 	return s
 }
@@ -87,7 +100,13 @@ func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
 		s.learn(now, &h, &in, Local, &v)
 	}
 	if v.Drop == Carried {
-		v.To, v.Drop = s.route(now, &h, &in)
+		v.To, v.Drop = s.route(now, &h)
+	}
+	if v.Drop == Carried && v.To == All && in.wants.IsValid() {
+		s.answer(now, frame, &h, &in, &v)
+	}
+	if v.Drop == Carried && v.To == All {
+		v.Drop = s.take(now, &s.sent, &h, &in)
 	}
 	s.lan[v.Drop]++
 	return v
@@ -105,30 +124,46 @@ func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
 	if r == Carried {
 		s.learn(now, &h, &in, from, &v)
 	}
-	if v.Drop == Carried && !s.known(now, h.dst) {
-		v.Drop = s.received[from-1].take(now, &in)
+	if v.Drop == Carried && !s.known(now, &h) {
+		v.Drop = s.take(now, &s.received[from-1], &h, &in)
 	}
 	s.link[v.Drop]++
 	return v
 }
 
-// known reports whether dst is one host that was seen on the LAN. The bridge
+// known reports whether h is to one host that was seen on the LAN. The bridge
 // floods frames to any other.
-func (s *Switch) known(now time.Duration, dst config.MAC) bool {
-	if group(dst) {
+func (s *Switch) known(now time.Duration, h *header) bool {
+	if group(h.dst) {
 		return false
 	}
-	e := s.table.get(now, dst)
+	e := s.table.get(now, keyOf(h.dst, h.vlan))
 	return e != nil && e.place == Local
+}
+
+// answer keeps a request from crossing if it is known who has the address: a
+// host of the LAN answers for itself, for one at a peer the answer is made
+// here.
+func (s *Switch) answer(now time.Duration, frame []byte, h *header, in *info, v *Verdict) {
+	n := s.table.answerable(now, h, in)
+	switch {
+	case n == nil:
+	case n.owner.place == Local:
+		v.Drop = LocalNeighbour
+	default:
+		s.reply = appendAnswer(s.reply[:0], frame, h, in, n)
+		v.Drop, v.Reply = Answered, s.reply
+	}
 }
 
 // learn takes note that the frame's source is at place at.
 func (s *Switch) learn(now time.Duration, h *header, in *info, at Place, v *Verdict) {
-	e := s.table.get(now, h.src)
+	k := keyOf(h.src, h.vlan)
+	e := s.table.get(now, k)
 	moved := false
 	switch {
 	case e == nil:
-		e = s.table.learn(now, h.src, at)
+		e = s.table.learn(now, k, at)
 	case e.place == at:
 		s.table.touch(now, e)
 	default:
@@ -138,15 +173,37 @@ func (s *Switch) learn(now time.Duration, h *header, in *info, at Place, v *Verd
 		v.Froze = s.table.move(now, e, at)
 		moved = true
 	}
+	s.bind(now, e, in, v)
 	if at == Local {
 		s.report(now, h, in, e, moved, v)
+	}
+}
+
+// bind takes note of the address that the frame says or shows e to have; e may
+// be nil.
+func (s *Switch) bind(now time.Duration, e *entry, in *info, v *Verdict) {
+	switch {
+	case e == nil:
+	case in.from.IsValid():
+		e.refresh(now, in.from)
+	case !in.ip.IsValid():
+	case in.ip.Is4() || in.advert:
+		n, disputed := s.table.bind(now, e, in.ip)
+		if n != nil {
+			n.router = in.router
+		}
+		if disputed {
+			v.Disputed = in.ip
+		}
+	default:
+		e.refresh(now, in.ip)
 	}
 }
 
 // mayMove judges a frame of e's MAC from another place.
 func mayMove(now time.Duration, e *entry, in *info, at Place) Reason {
 	switch {
-	case e.isFrozen(now):
+	case e.flaps.frozen(now):
 		return Frozen
 	case in.kind != "":
 		return Carried
@@ -181,11 +238,11 @@ func (s *Switch) report(now time.Duration, h *header, in *info, e *entry, moved 
 }
 
 // route says where a frame from the LAN goes.
-func (s *Switch) route(now time.Duration, h *header, in *info) (Place, Reason) {
+func (s *Switch) route(now time.Duration, h *header) (Place, Reason) {
 	if group(h.dst) {
-		return All, s.sent.take(now, in)
+		return All, Carried
 	}
-	e := s.table.get(now, h.dst)
+	e := s.table.get(now, keyOf(h.dst, h.vlan))
 	switch {
 	case e == nil:
 		return Local, UnknownUnicast
@@ -195,9 +252,11 @@ func (s *Switch) route(now time.Duration, h *header, in *info) (Place, Reason) {
 	return e.place, Carried
 }
 
-// take charges a frame to its bucket.
-func (l *limits) take(now time.Duration, in *info) Reason {
+// take charges a frame to its bucket of l. Workloads have one of their own for
+// announcements, so that no storm of others' hides a move.
+func (s *Switch) take(now time.Duration, l *limits, h *header, in *info) Reason {
 	switch {
+	case in.kind != "" && s.isWorkload(now, h) && l.workloads.allow(now):
 	case in.control && !l.arp.allow(now):
 		return LimitARP
 	case !in.control && !l.broadcast.allow(now):
@@ -206,12 +265,19 @@ func (l *limits) take(now time.Duration, in *info) Reason {
 	return Carried
 }
 
+// isWorkload reports whether h is from a workload.
+func (s *Switch) isWorkload(now time.Duration, h *header) bool {
+	e := s.table.get(now, keyOf(h.src, h.vlan))
+	return e != nil && e.workload
+}
+
 // Claim puts the workload mac at a place. relearn says that it is news that
 // the workload is at a peer, so the LAN's bridge must learn where to send its
 // frames; froze that this move froze it.
 func (s *Switch) Claim(now time.Duration, mac config.MAC, at Place) (relearn, froze bool) {
-	known := s.table.get(now, mac) != nil
-	e := s.table.workload(now, mac, at)
+	k := keyOf(mac, 0)
+	known := s.table.get(now, k) != nil
+	e := s.table.workload(now, k, at)
 	if e == nil {
 		return false, false
 	}
@@ -236,7 +302,7 @@ func (s *Switch) addTo(st *Stats, names []string) {
 		st.MACs[name] = s.table.places(Place(i + 1))
 	}
 	st.LearnRefused, st.Moves, st.Frozen = s.table.refused, s.table.moves, len(s.table.frozen)
-	st.Announcements = s.reported
+	st.Announcements, st.Addresses, st.Disputes = s.reported, len(s.table.byIP), s.table.disputes
 }
 
 // addTo adds the dropped frames to m by reason.

@@ -21,7 +21,7 @@ func TestReportStorm(t *testing.T) {
 	if reports != 100 {
 		t.Errorf("%d reports of strangers at once, want a fifth of 500", reports)
 	}
-	if v := s.FromLAN(time.Second, rarp(macVM)); v.Announce.Kind != KindRARP || v.Drop != LimitARP {
+	if v := s.FromLAN(time.Second, rarp(macVM)); v.Announce.Kind != KindRARP || v.Drop != Carried {
 		t.Errorf("the workload's announcement: %+v", v)
 	}
 	if got := s.table.places(Local); got != maxLearned/2+1 {
@@ -59,7 +59,7 @@ func TestFreezeByClaim(t *testing.T) {
 		if want := i == maxMoves; froze != want { // the first claim is no move
 			t.Errorf("claim %d froze %v", i, froze)
 		}
-		if e := s.table.get(0, macVM); e.place != Place(i%2) {
+		if e := s.table.get(0, keyOf(macVM, 0)); e.place != Place(i%2) {
 			t.Errorf("claim %d not obeyed", i)
 		}
 	}
@@ -84,7 +84,7 @@ func TestClaimOfLearnt(t *testing.T) {
 func TestFreezeWindow(t *testing.T) {
 	for _, late := range []time.Duration{0, 1} {
 		tab := newTable(1)
-		e := tab.learn(0, macA, Local)
+		e := tab.learn(0, keyOf(macA, 0), Local)
 		froze := false
 		for i := range maxMoves {
 			now := time.Duration(i) * moveWindow / (maxMoves - 1)
@@ -98,7 +98,7 @@ func TestFreezeWindow(t *testing.T) {
 		}
 	}
 	tab := newTable(1)
-	e := tab.learn(0, macA, Local)
+	e := tab.learn(0, keyOf(macA, 0), Local)
 	var freezes []int
 	for i := range 2 * maxMoves {
 		now := time.Duration(i) * time.Millisecond
