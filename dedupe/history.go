@@ -6,6 +6,8 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+
+	"stitch/dedupe/accord"
 )
 
 var (
@@ -33,8 +35,8 @@ const (
 
 // History is the shared memory of one link and domain: the bytes we sent (tx)
 // and a mirror of the bytes the peer sent (rx). It is safe for concurrent use
-// by any number of connections. It has no Close: its memory is freed when the
-// last reference goes.
+// by any number of connections. Its memory is freed when the last reference
+// goes.
 type History struct {
 	size   int64
 	tx, rx *ring
@@ -44,31 +46,52 @@ type History struct {
 	peer   atomic.Uint64
 	owners atomic.Uint32
 
-	life sync.RWMutex // held shared by operations, exclusive by empty
-	gen  uint64       // guarded by life
+	life sync.RWMutex    // held shared by operations, exclusive by empty
+	gen  uint64          // guarded by life
+	self accord.Identity // guarded by life
+	tied accord.Identity // the peer as of the last agreement; guarded by life
 
 	alloc    sync.Mutex
 	guarded  uint64 // positions below may be recycled; guarded by alloc
 	retained map[*Writer]struct{}
 }
 
-// NewHistory returns an empty history of size bytes for each direction, cut to
-// a multiple of 256 KiB between 1 MiB and 32 GiB, with a random epoch. Both
-// sides should use the same size; the smaller one counts. Memory is taken as
-// it is touched.
+// NewHistory returns an empty history in memory of size bytes for each
+// direction, as Open does; it needs no Close.
 func NewHistory(size int64) *History {
-	size = min(max(size, minSize), maxSize) / segmentSize * segmentSize
+	c, _ := Config{Size: max(size, 0)}.check()
+	return newHistory(c)
+}
+
+// Open returns the history that c describes. The only error is ErrConfig:
+// trouble with the store never stops traffic, the history then lives in
+// memory, and Stats says why. Close it.
+func Open(c Config) (*History, error) {
+	c, err := c.check()
+	if err != nil {
+		return nil, err
+	}
+	return newHistory(c), nil
+}
+
+// newHistory makes an empty history in memory with a random epoch.
+func newHistory(c Config) *History {
 	h := &History{
-		size:     size,
-		tx:       newRing(size),
-		rx:       newRing(size),
-		index:    newIndex(size),
+		size:     c.Size,
+		tx:       newRing(c.Size),
+		rx:       newRing(c.Size),
+		index:    newIndex(c.Size),
 		retained: make(map[*Writer]struct{}),
 	}
-	h.window.Store(uint64(size))
+	h.window.Store(uint64(c.Size))
 	h.epoch.Store(newEpoch())
+	h.self.Instance = newEpoch()
 	return h
 }
+
+// Close ends the store: what is not yet on disk is written, for at most a few
+// seconds. No other method may be called after it. Idempotent.
+func (h *History) Close() error { return nil }
 
 // newEpoch returns a random number that is not zero.
 func newEpoch() uint64 {
@@ -112,6 +135,7 @@ func (h *History) Restart() {
 	h.life.Lock()
 	defer h.life.Unlock()
 	h.epoch.Store(newEpoch())
+	h.peer.Store(0)
 	h.empty()
 }
 

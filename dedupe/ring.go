@@ -3,6 +3,8 @@ package dedupe
 import (
 	"sync"
 	"sync/atomic"
+
+	"stitch/dedupe/accord"
 )
 
 const (
@@ -10,8 +12,10 @@ const (
 	segmentSize = 256 << 10
 	// minSize is the smallest ring: a few blocks.
 	minSize = 1 << 20
-	// maxSize is where 32-bit index slots end.
-	maxSize = 32 << 30
+	// chunkSize is the unit of the store and of agreements.
+	chunkSize = accord.Segment
+	// maxSize is what an agreement can describe: 64 GiB.
+	maxSize = accord.MaxSize
 	// maxPos bounds positions from the wire, so that sums cannot overflow.
 	maxPos = 1 << 60
 )

@@ -98,6 +98,26 @@ func (w *Writer) Put(src []byte) (Block, error) {
 	return b, nil
 }
 
+// Plant stores src (as Put's) without matching it and returns the block,
+// without tokens, for the peer's Reader.Put: seeding, when both sides hold the
+// same bytes already and only their digest crosses. Like any block it becomes
+// a source when acknowledged, and is kept for Again until then.
+func (w *Writer) Plant(src []byte) (Block, error) {
+	w.h.life.RLock()
+	defer w.h.life.RUnlock()
+	if w.gen != w.h.gen {
+		return Block{}, ErrStale
+	}
+	b := Block{Spans: w.place(len(src))}
+	w.store(src, b.Spans)
+	b.Seq = w.retain(b.Spans)
+	m := &w.match
+	m.anchors = w.h.index.scan(m.anchors[:0], src, 0, len(src))
+	w.h.insert(m.anchors, Sent, b.Spans)
+	b.TxHead, b.RxHead = w.h.tx.head.Load(), w.h.rx.head.Load()
+	return b, nil
+}
+
 func covered(ts []Token) (matched, zeros int) {
 	for i := range ts {
 		if ts[i].Ring == Zeros {

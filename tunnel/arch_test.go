@@ -13,7 +13,8 @@ import (
 // new one needs a decision here.
 var imports = map[string][]string{
 	"stitch/compress":                      {},
-	"stitch/dedupe":                        {},
+	"stitch/dedupe":                        {"stitch/dedupe/accord"},
+	"stitch/dedupe/accord":                 {},
 	"stitch/tunnel/config":                 {},
 	"stitch/tunnel/netdev":                 {},
 	"stitch/tunnel/netdev/netdevtest":      {"stitch/tunnel/netdev"},
