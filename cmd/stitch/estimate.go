@@ -58,7 +58,7 @@ func runEstimate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s := estimate.New(estimate.Config{History: history, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
+	s := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
 	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
 	if err != nil {
 		return err

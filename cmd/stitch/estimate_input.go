@@ -70,50 +70,33 @@ func inputSize(name string) (int64, error) {
 // run carries the seeds and the files.
 func (in *inputs) run(s *estimate.Session, link int64, bar *progress) (*estimate.Report, error) {
 	defer bar.end()
-	seeded, err := sendFiles(s, in.seeds, bar)
-	if err != nil {
-		return nil, err
-	}
-	results, err := sendFiles(s, in.names, bar)
-	if err != nil {
-		return nil, err
-	}
-	rep := estimate.NewReport(in.names, results, s.History(), link)
-	for _, r := range seeded {
-		rep.SeedBytes += r.In
-	}
-	rep.PeakRSS, err = estimate.PeakRSS()
-	return rep, err
-}
-
-// sendFiles carries files, each on a connection of its own.
-func sendFiles(s *estimate.Session, names []string, bar *progress) ([]estimate.Result, error) {
-	var results []estimate.Result
-	for _, name := range names {
-		r, err := sendFile(s, name, bar)
+	var seeded int64
+	for _, name := range in.seeds {
+		err := bar.read(name, func(r io.Reader) error {
+			n, err := s.Seed(r)
+			seeded += n
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		results = append(results, r)
 	}
-	return results, nil
-}
-
-func sendFile(s *estimate.Session, name string, bar *progress) (estimate.Result, error) {
-	f := os.Stdin
-	if name != "-" {
-		var err error
-		if f, err = os.Open(name); err != nil {
-			return estimate.Result{}, err
+	var results []estimate.Result
+	for _, name := range in.names {
+		err := bar.read(name, func(r io.Reader) error {
+			result, err := s.Send(r)
+			results = append(results, result)
+			return err
+		})
+		if err != nil {
+			return nil, err
 		}
-		defer f.Close()
 	}
-	bar.name = name
-	r, err := s.Send(bar.watch(f))
-	if _, named := errors.AsType[*os.PathError](err); err != nil && !named {
-		err = fmt.Errorf("%s: %w", name, err)
-	}
-	return r, err
+	rep := estimate.NewReport(in.names, results, s.History(), link)
+	rep.SeedBytes = seeded
+	var err error
+	rep.PeakRSS, err = estimate.PeakRSS()
+	return rep, err
 }
 
 // progressEvery is the pause between two looks of a progress line.
@@ -140,9 +123,25 @@ func newProgress(w io.Writer, total int64) *progress {
 	return p
 }
 
-// watch returns r, counted.
-func (p *progress) watch(r io.Reader) io.Reader { return watched{r, p} }
+// read opens a file while f reads it, and names it in f's error.
+func (p *progress) read(name string, f func(io.Reader) error) error {
+	file := os.Stdin
+	if name != "-" {
+		var err error
+		if file, err = os.Open(name); err != nil {
+			return err
+		}
+		defer file.Close()
+	}
+	p.name = name
+	err := f(watched{file, p})
+	if _, named := errors.AsType[*os.PathError](err); err != nil && !named {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return err
+}
 
+// watched is a reader of which p counts the bytes.
 type watched struct {
 	io.Reader
 	p *progress

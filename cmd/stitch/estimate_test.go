@@ -207,7 +207,7 @@ func TestProgress(t *testing.T) {
 		t.Error("a terminal is not noticed")
 	}
 	p := &progress{w: &b, name: "a\nb", total: 4_000_000}
-	r := p.watch(bytes.NewReader(make([]byte, 3_000_000)))
+	r := watched{bytes.NewReader(make([]byte, 3_000_000)), p}
 	if n, err := r.Read(make([]byte, 3_000_000)); n != 3_000_000 || err != nil {
 		t.Fatal(n, err)
 	}

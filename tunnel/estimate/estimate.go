@@ -15,13 +15,13 @@
 //
 // Encoding and decoding take turns of about a MiB, and the processor time of
 // the whole process is read before and behind each: what a codec does on other
-// threads, the garbage collector's share and the kernel's time for fresh memory
-// are all in it. Reading the input and comparing the output are not.
+// threads, the garbage collector's share and the kernel's time are all in it.
+// Reading the input and comparing the output are not, nor is the kernel's first
+// touch of the histories' memory, which an agent pays once in its life (Expect).
 package estimate
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -37,6 +37,9 @@ var ErrDiffers = errors.New("estimate: the decoder's bytes differ from the input
 type Config struct {
 	// History is the bytes each agent keeps for each direction.
 	History int64
+	// Expect is how many bytes will be sent, if that is known: memory for them
+	// is taken before anything is measured, as an agent has it after a while.
+	Expect int64
 	// Link is the bytes a second that the link takes: the codec works as hard
 	// as it can while it fills that. 0: as hard as it can at 100 MB/s of input.
 	Link float64
@@ -62,6 +65,8 @@ func New(cfg Config) *Session {
 	}
 	s.sender.Meet(s.receiver.Epoch(), s.receiver.Size())
 	s.receiver.Meet(s.sender.Epoch(), s.sender.Size())
+	s.sender.Touch(dedupe.Sent, cfg.Expect)
+	s.receiver.Touch(dedupe.Received, cfg.Expect)
 	return s
 }
 
@@ -159,13 +164,4 @@ func (s *Session) turn(conns []*conn, r *Result) (live []*conn, err error) {
 		}
 	}
 	return live, nil
-}
-
-// Seed puts what the reader gives into the histories of both agents, as
-// `stitch seed` does at two sites that hold the same file.
-func (s *Session) Seed(from io.Reader) error {
-	if _, err := s.Send(from); err != nil {
-		return fmt.Errorf("seed: %w", err)
-	}
-	return nil
 }

@@ -75,8 +75,11 @@ func TestShares(t *testing.T) {
 func TestSeed(t *testing.T) {
 	s := New(Config{History: history})
 	image, other := blocktest.Random(1, 4<<20), blocktest.Random(2, 4<<20)
-	if err := s.Seed(bytes.NewReader(image)); err != nil {
-		t.Fatal(err)
+	if n, err := s.Seed(io.MultiReader(bytes.NewReader(make([]byte, 1<<20)), bytes.NewReader(image))); err != nil || n != 5<<20 {
+		t.Fatal(n, err)
+	}
+	if st := s.sender.Stats(); st.Sent >= 5<<20 {
+		t.Errorf("%d bytes of the history used", st.Sent)
 	}
 	if r := send(t, s, image[1<<20:]); r.Matched < 3<<20-256 {
 		t.Errorf("a part of the seed: %+v", r)
@@ -121,6 +124,9 @@ func TestReaderFails(t *testing.T) {
 	_, err := New(Config{History: history}).Send(io.MultiReader(bytes.NewReader(make([]byte, 3<<20)), iotest.ErrReader(broken)))
 	if !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
+	}
+	if _, err := New(Config{History: history}).Seed(iotest.ErrReader(broken)); !errors.Is(err, broken) {
+		t.Errorf("seed: %v", err)
 	}
 }
 
