@@ -29,13 +29,16 @@ type Config struct {
 	Peers []Peer
 	// Segments are the stretched layer-2 networks.
 	Segments []Segment
+	// Domains are the groups of streams that share a history, by the name that
+	// rules use.
+	Domains []Domain
 	// Streams are the rules that say which TCP connections from here are split
 	// and optimised. The first rule that matches counts.
 	Streams []StreamRule
 	// Dials are the destinations at this site that a peer's streams may reach.
 	// Empty means none: the far side dials only what is listed.
 	Dials []DialRule
-	// History bounds the codec's memory.
+	// History bounds what the codec keeps.
 	History History
 	// Workloads are the machines that may move between sites.
 	Workloads []Workload
@@ -123,12 +126,42 @@ const (
 	Early Handshake = "early"
 )
 
+// Domain is a group of streams that may be matched against each other's bytes.
+// Whoever can send through one of them and see sizes on the way can learn
+// what the others carried: put into a domain only what one operator owns.
+type Domain struct {
+	// Name is [a-z0-9-]{1,32}, the same at both sites.
+	Name string
+	// ManyTenants says that streams of the domain carry data of tenants that
+	// must not learn of each other's: what matches across streams then is
+	// whole 64-byte lines, too many bytes at once to guess one by one.
+	ManyTenants bool
+}
+
+// Optimize says how much is done for the streams of a rule.
+type Optimize string
+
+const (
+	// Full deduplicates, compresses and accelerates (split TCP).
+	Full Optimize = "full"
+	// Compress compresses and accelerates.
+	Compress Optimize = "compress"
+	// Accelerate only splits TCP.
+	Accelerate Optimize = "accelerate"
+	// Off carries the connection as packets, inside the link, untouched.
+	Off Optimize = "off"
+)
+
 // StreamRule says which routed TCP connections are split and optimised.
 type StreamRule struct {
 	Peer      string
 	To        []netip.Prefix
 	Ports     []PortRange
 	Handshake Handshake
+	Optimize  Optimize
+	// Domain names the Domain of the rule's streams; empty: each stream is
+	// matched against its own bytes only.
+	Domain string
 }
 
 // DialRule says where the streams of a peer may go at this site.
@@ -136,15 +169,25 @@ type DialRule struct {
 	Peer  string
 	To    []netip.Prefix
 	Ports []PortRange
+	// Domain is that of the peer's streams; both sites must say the same.
+	Domain string
 }
 
 // PortRange is an inclusive range of TCP ports.
 type PortRange struct{ First, Last uint16 }
 
-// History bounds what the codec keeps in memory.
+// History says how much of what crossed the codec keeps, and where. There is
+// one history per peer and domain, and each has two directions.
 type History struct {
-	// Size is the memory in bytes per link and direction; default 256 MiB.
+	// Size is the bytes kept per direction; default 256 MiB.
 	Size int64
+	// Memory is how much of Size lies in memory: all of it without Dir, else
+	// by default at most 1 GiB.
+	Memory int64
+	// Dir is where the histories are kept through restarts; empty: nowhere.
+	Dir string
+	// Key encrypts what lies in Dir; zero: it is not encrypted.
+	Key Key
 }
 
 // Workload is a machine that may move.

@@ -23,6 +23,10 @@ const (
 	maxWorkloads = 4096
 
 	minHistory, defaultHistory, maxHistory = 1 << 20, 256 << 20, 1 << 40
+	// defaultMemory is how much of a history with a directory lies in memory.
+	defaultMemory = 1 << 30
+	// maxDomains is small: every domain has a history of its own with each peer.
+	maxDomains = 16
 
 	defaultPort           = 51820
 	defaultUnderlay       = 1500
@@ -66,6 +70,7 @@ func Load(name string, data []byte, readFile func(string) ([]byte, error)) (*Con
 	l.peers()
 	l.overlaps()
 	l.segments()
+	l.domains()
 	l.streams()
 	l.dials()
 	l.workloads()
@@ -183,14 +188,7 @@ func (l *loader) site() {
 		l.public = publicOf(l.cfg.PrivateKey)
 	}
 	l.cfg.Subnets = l.prefixes("subnets", l.raw.Subnets)
-	l.cfg.History.Size = defaultHistory
-	if s := l.raw.History.Size; s != "" {
-		n, err := ParseSize(s)
-		if l.check("history.size", err) && (n < minHistory || n > maxHistory) {
-			l.problem("history.size", "%s is out of range: use \"1MiB\" to \"1TiB\"", quote(s))
-		}
-		l.cfg.History.Size = n
-	}
+	l.history()
 }
 
 // runDir checks the directory of the sockets.

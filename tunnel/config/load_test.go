@@ -82,9 +82,13 @@ func TestLoadEverything(t *testing.T) {
 			Home: "dc1", Peers: []string{"dc2"}, BroadcastLimit: 1000,
 			VLANs: []uint16{10, 11, 12, 20}, EtherTypes: []uint16{LLC, 0x88f7}, Pass: Pass{DHCP: true, RouterAdverts: true, SpanningTree: true},
 		}},
-		Streams:   []StreamRule{{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early}},
-		Dials:     []DialRule{{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}}},
-		History:   History{Size: 1 << 30},
+		Domains: []Domain{{Name: "migration"}, {Name: "customers", ManyTenants: true}},
+		Streams: []StreamRule{
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration"},
+		},
+		Dials:     []DialRule{{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}, Domain: "migration"}},
+		History:   History{Size: 64 << 30, Memory: 4 << 30, Dir: "/var/lib/stitch/dc1", Key: testKey(9)},
 		Workloads: []Workload{{Name: "app", MAC: MAC{0x52, 0x54, 0, 0, 0, 0x50}, IP: addr("10.1.0.50"), Site: "dc1", Segment: 100}},
 		Services: []Service{
 			{Name: "www.app.example", Workload: "app", Port: 443, At: map[string]netip.AddrPort{"dc1": ap("203.0.113.10:443"), "dc2": ap("198.51.100.20:443")}},
@@ -104,6 +108,25 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	if cfg.RunDir != "/run/stitch/a" || cfg.History.Size != 256<<20 || cfg.Peers[0].ListenPort != 51820 || cfg.Peers[0].UnderlayMTU != 1500 || cfg.DNS.TTL != 5*time.Second {
 		t.Errorf("defaults: %+v", cfg)
+	}
+}
+
+// TestHistoryMemory holds how much of a history lies in memory when the file
+// does not say it.
+func TestHistoryMemory(t *testing.T) {
+	for text, want := range map[string]History{
+		"":                                 {Size: 256 << 20, Memory: 256 << 20},
+		"size = '8GiB'":                    {Size: 8 << 30, Memory: 8 << 30},
+		"size = '8GiB'\ndir = '/d'":        {Size: 8 << 30, Memory: 1 << 30, Dir: "/d"},
+		"size = '512MiB'\ndir = '/d'":      {Size: 512 << 20, Memory: 512 << 20, Dir: "/d"},
+		"size = '8GiB'\nmemory = '8GiB'":   {Size: 8 << 30, Memory: 8 << 30},
+		"dir = '/d'\nkey_file = 'psk.key'": {Size: 256 << 20, Memory: 256 << 20, Dir: "/d", Key: testKey(9)},
+		"size = '64MiB'\ndir = '/d'\nmemory = '1MiB'": {Size: 64 << 20, Memory: 1 << 20, Dir: "/d"},
+	} {
+		cfg, err := Load("c.toml", expand([]byte("site = \"a\"\nprivate_key_file = \"e1.key\"\n[[peer]]\nname = \"b\"\npublic_key = \"PEER\"\n[history]\n"+text+"\n")), testFiles)
+		if err != nil || cfg.History != want {
+			t.Errorf("%q: %v, %+v, want %+v", text, err, cfg, want)
+		}
 	}
 }
 

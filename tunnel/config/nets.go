@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -110,71 +109,6 @@ func (l *loader) peerNames() []string {
 		out = append(out, p.Name)
 	}
 	return out
-}
-
-// ports reads a list of ports and ranges.
-func (l *loader) ports(path string, list []any) []PortRange {
-	if len(list) == 0 {
-		l.missing(path)
-	}
-	if l.tooMany(path, len(list), maxList) {
-		return nil
-	}
-	var out []PortRange
-	for i, v := range list {
-		r, err := parsePort(v)
-		if !l.check(at(path, i), err) {
-			continue
-		}
-		for _, o := range out {
-			if r.First <= o.Last && o.First <= r.Last {
-				l.problem(at(path, i), "%s overlaps %d-%d in the same list: keep one", quote(fmt.Sprint(v)), o.First, o.Last)
-				break
-			}
-		}
-		out = append(out, r)
-	}
-	return out
-}
-
-// streams checks every [[stream]].
-func (l *loader) streams() {
-	if l.tooMany("stream", len(l.raw.Stream), maxList) {
-		return
-	}
-	for i, r := range l.raw.Stream {
-		path := at("stream", i)
-		s := StreamRule{Peer: r.Peer, Handshake: Handshake(cmp.Or(r.Handshake, string(Faithful)))}
-		p := l.peer(path+".peer", r.Peer)
-		s.To = l.targets(path+".to", r.To)
-		if p != nil {
-			l.within(path+".to", s.To, append(l.homedAt(p.Name), p.Subnets...), "peer "+quote(p.Name))
-		}
-		s.Ports = l.ports(path+".ports", r.Ports)
-		if s.Handshake != Faithful && s.Handshake != Early {
-			l.problem(path+".handshake", "%s is unknown: write \"faithful\" or \"early\"", quote(r.Handshake))
-		}
-		l.cfg.Streams = append(l.cfg.Streams, s)
-	}
-}
-
-// dials checks every [[dial]].
-func (l *loader) dials() {
-	if l.tooMany("dial", len(l.raw.Dial), maxList) {
-		return
-	}
-	for i, r := range l.raw.Dial {
-		path := at("dial", i)
-		l.peer(path+".peer", r.Peer)
-		d := DialRule{Peer: r.Peer, To: l.targets(path+".to", r.To)}
-		ours := slices.Clone(l.cfg.Subnets)
-		for _, s := range l.cfg.Segments {
-			ours = append(ours, s.Subnet)
-		}
-		l.within(path+".to", d.To, ours, "this site")
-		d.Ports = l.ports(path+".ports", r.Ports)
-		l.cfg.Dials = append(l.cfg.Dials, d)
-	}
 }
 
 // targets reads the prefixes a rule is for; there must be one.

@@ -11,6 +11,7 @@ type rawConfig struct {
 	Subnets        []string      `toml:"subnets" eg:"['10.1.0.0/24']"`
 	Peer           []rawPeer     `toml:"peer"`
 	Segment        []rawSegment  `toml:"segment"`
+	Domain         []rawDomain   `toml:"domain"`
 	Stream         []rawStream   `toml:"stream"`
 	Dial           []rawDial     `toml:"dial"`
 	History        rawHistory    `toml:"history"`
@@ -45,21 +46,32 @@ type rawSegment struct {
 	Pass           []string `toml:"pass" eg:"['dhcp']"`
 }
 
+type rawDomain struct {
+	Name    string `toml:"name" eg:"'migration'"`
+	Tenants string `toml:"tenants" eg:"'one'"`
+}
+
 type rawStream struct {
 	Peer      string   `toml:"peer" eg:"'dc2'"`
 	To        []string `toml:"to" eg:"['10.2.0.0/24']"`
 	Ports     []any    `toml:"ports" eg:"[22, '4000-5999']"`
 	Handshake string   `toml:"handshake" eg:"'faithful'"`
+	Optimize  string   `toml:"optimize" eg:"'full'"`
+	Domain    string   `toml:"domain" eg:"'migration'"`
 }
 
 type rawDial struct {
-	Peer  string   `toml:"peer" eg:"'dc2'"`
-	To    []string `toml:"to" eg:"['10.1.0.0/24']"`
-	Ports []any    `toml:"ports" eg:"[22, '4000-5999']"`
+	Peer   string   `toml:"peer" eg:"'dc2'"`
+	To     []string `toml:"to" eg:"['10.1.0.0/24']"`
+	Ports  []any    `toml:"ports" eg:"[22, '4000-5999']"`
+	Domain string   `toml:"domain" eg:"'migration'"`
 }
 
 type rawHistory struct {
-	Size string `toml:"size" eg:"'1GiB'"`
+	Size    string `toml:"size" eg:"'1GiB'"`
+	Memory  string `toml:"memory" eg:"'1GiB'"`
+	Dir     string `toml:"dir" eg:"'/var/lib/stitch/dc1'"`
+	KeyFile string `toml:"key_file" eg:"'history.key'"`
 }
 
 type rawWorkload struct {

@@ -41,8 +41,9 @@ func (e edge) agentConfig(dir, history string, peer edge, peerKey config.Key) st
 		peer.site, peerKey.Base64(), peer.addr, listenPort, listenPort, quote(peer.subnets))
 	fmt.Fprintf(&b, "[[segment]]\nid = 100\nbridge = %q\nsubnet = \"10.1.0.0/24\"\ngateway = \"10.1.0.1\"\n"+
 		"gateway_mac = %q\nhome = \"dc1\"\npeers = [%q]\n\n", e.bridge, gatewayMAC, peer.site)
-	fmt.Fprintf(&b, "[[stream]]\npeer = %q\nto = %s\nports = [\"4000-5999\"]\n\n", peer.site, quote(peer.fixed))
-	fmt.Fprintf(&b, "[[dial]]\npeer = %q\nto = %s\nports = [\"4000-5999\"]\n\n", peer.site, quote(e.fixed))
+	b.WriteString("[[domain]]\nname = \"migration\"\n\n")
+	fmt.Fprintf(&b, "[[stream]]\npeer = %q\nto = %s\nports = [\"4000-5999\"]\ndomain = \"migration\"\n\n", peer.site, quote(peer.fixed))
+	fmt.Fprintf(&b, "[[dial]]\npeer = %q\nto = %s\nports = [\"4000-5999\"]\ndomain = \"migration\"\n\n", peer.site, quote(e.fixed))
 	fmt.Fprintf(&b, "[history]\nsize = %q\n\n", history)
 	b.WriteString(workloads)
 	fmt.Fprintf(&b, "[dns]\nlisten = [\"%s:53\"]\nttl = \"5s\"\n", e.addr)

@@ -73,7 +73,7 @@ type linkFamily struct {
 }
 
 // ruleView is one match of a stream rule.
-type ruleView struct{ Match, Chain string }
+type ruleView struct{ Match, Verdict string }
 
 // nftRules renders the template for a plan.
 func (p *planner) nftRules() string {
@@ -200,9 +200,12 @@ func (p *planner) virtual() (matches []string) {
 // streamRules returns the matches of the stream rules in file order.
 func (p *planner) streamRules() (rules []ruleView) {
 	for _, r := range p.cfg.Streams {
-		chain := "hold"
-		if r.Handshake == config.Early {
-			chain = "take"
+		verdict := "goto hold"
+		switch {
+		case r.Optimize == config.Off:
+			verdict = "return"
+		case r.Handshake == config.Early:
+			verdict = "goto take"
 		}
 		for _, v6 := range []bool{false, true} {
 			to := prefixes(r.To, v6)
@@ -210,7 +213,7 @@ func (p *planner) streamRules() (rules []ruleView) {
 				continue
 			}
 			match := fmt.Sprintf("%s daddr { %s } tcp dport { %s }", family(v6), strings.Join(to, ", "), ports(r.Ports))
-			rules = append(rules, ruleView{match, chain})
+			rules = append(rules, ruleView{match, verdict})
 		}
 	}
 	return rules

@@ -46,6 +46,7 @@ func siteConfig(site string) *config.Config {
 			GatewayMAC: mac("02:53:54:00:01:00"), Home: "dc1", Peers: []string{peer},
 		}},
 		Streams: []config.StreamRule{
+			{Peer: peer, To: []netip.Prefix{pfx("10.2.0.99/32")}, Ports: []config.PortRange{{First: 4000, Last: 4000}}, Optimize: config.Off},
 			{Peer: peer, To: []netip.Prefix{subnets[peer][0]}, Ports: []config.PortRange{{First: 4000, Last: 5999}, {First: 22, Last: 22}}, Handshake: config.Faithful},
 			{Peer: peer, To: []netip.Prefix{subnets[peer][0], pfx("fd00:9::/64")}, Ports: []config.PortRange{{First: 8000, Last: 8010}, {First: 8005, Last: 8020}}, Handshake: config.Early},
 		},
