@@ -21,6 +21,7 @@ type Encoder struct {
 	slack  uint64 // how far a block's heads may lag
 	level  compress.Level
 	closed atomic.Bool
+	opaque atomic.Uint64 // 1 + the number of blocks before Opaque; 0: not called
 	count  counters
 
 	state state         // of Match
@@ -46,6 +47,10 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 // 0 if unknown.
 func (e *Encoder) SetLink(bytesPerSecond float64) {}
 
+// Opaque says that what follows is encrypted: from the next block on the bytes
+// are framed and checked only. Call it where Match may be called.
+func (e *Encoder) Opaque() { e.opaque.CompareAndSwap(0, e.state.seq+1) }
+
 // Append encodes src (1 to MaxBlock bytes, borrowed) and appends the body, at
 // most len(src) + len(src)/1024 + MaxHeader bytes, to dst. It keeps what
 // Resend needs until Ack: how many bytes may be unacknowledged is the caller's
@@ -59,6 +64,8 @@ type Work struct {
 	h    header
 	lits []byte // literals, if there are tokens
 	cols []byte // token section
+
+	opaque bool
 }
 
 // Match does the first half of Append: it finds src in the history and puts it
@@ -71,7 +78,8 @@ func (e *Encoder) Match(src []byte) *Work {
 	w := e.shop.works.Get().(*Work)
 	w.src, w.h, w.cols = src, header{n: len(src), off: e.state.off}, w.cols[:0]
 	h := &w.h
-	if e.w != nil {
+	w.opaque = e.opaque.Load() > 0
+	if e.w != nil && !w.opaque {
 		var err error
 		if h.block, err = e.w.Put(src); err == nil {
 			h.setPlace(&e.state, e.slack)
@@ -143,7 +151,7 @@ func (e *Encoder) body(dst []byte, w *Work, s *scratch) []byte {
 	at := len(dst)
 	dst = append(dst, make([]byte, sumLen)...)
 	dst = append(dst, s.cols...)
-	dst = e.literals(dst, lits, h)
+	dst = e.literals(dst, lits, w)
 	dst[start] = h.flags()
 	binary.LittleEndian.PutUint64(dst[at:], h.sum(w.src, e.connID))
 	return dst
@@ -162,9 +170,9 @@ func (e *Encoder) packTokens(dst []byte, w *Work) []byte {
 }
 
 // literals appends the literals, compressed if that is worth trying.
-func (e *Encoder) literals(dst, lits []byte, h *header) []byte {
-	start := len(dst)
-	if e.level == compress.Store || len(lits) > 0 && !e.gate.Try(lits) {
+func (e *Encoder) literals(dst, lits []byte, w *Work) []byte {
+	start, h := len(dst), &w.h
+	if w.opaque || e.level == compress.Store || len(lits) > 0 && !e.gate.Try(lits) {
 		dst = append(dst, lits...)
 	} else {
 		dst, h.lits = e.shop.codecs.Encode(dst, lits, e.level)
@@ -197,6 +205,9 @@ func (e *Encoder) Ack(body []byte) error {
 	}
 	if e.w == nil {
 		return nil
+	}
+	if before := e.opaque.Load(); before > 0 {
+		n = min(n, before-1) // later blocks are not kept
 	}
 	if err := e.w.Acked(n); err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
