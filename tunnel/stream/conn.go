@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 const (
 	// helloTimeout bounds a handshake between two agents.
 	helloTimeout = 5 * time.Second
+	// resyncTimeout bounds the bringing in step of two histories.
+	resyncTimeout = 30 * time.Second
 	// openTimeout is how long the far agent may take to say that it dials.
 	openTimeout = 3 * time.Second
 	// dialTimeout is how long the far agent tries to reach a server; the
@@ -23,8 +26,8 @@ const (
 	dialTimeout = 20 * time.Second
 )
 
-// errRestarted is returned by a handshake that found the peer's history gone.
-var errRestarted = errors.New("stream: the peer has restarted: the history starts again")
+// errRestarted is returned by a handshake made under epochs that are past.
+var errRestarted = errors.New("stream: the peer has restarted: the histories are brought in step again")
 
 // peerConn is an inter-agent connection whose handshake is done. It carries
 // one stream.
@@ -34,8 +37,10 @@ type peerConn struct {
 	out     *frameWriter
 	read    atomic.Int64
 	id      uint64
-	epoch   uint64 // ours, that it was made under
+	domain  *domain
+	gen     int // of the domain's epochs, that it was made under
 	history *dedupe.History
+	terms   terms
 	watched chan error // the result of watch
 }
 
@@ -86,48 +91,49 @@ func (pc *peerConn) unwatch() bool {
 	return ok && timeout.Timeout()
 }
 
-// expect reads one frame of one of the wanted types within d.
+// expect reads one frame of one of the wanted types within d. Nothing is read
+// of another one.
 func (pc *peerConn) expect(d time.Duration, want ...frameType) (frameType, []byte, error) {
 	pc.conn.SetReadDeadline(time.Now().Add(d))
-	t, body, err := readFrame(pc.r, nil)
+	t, n, err := readHeader(pc.r)
+	if err != nil {
+		return 0, nil, err
+	}
+	if !slices.Contains(want, t) {
+		return 0, nil, fmt.Errorf("%w: type %d, expected %v", errFrame, t, want)
+	}
+	body, err := readBody(pc.r, n, nil)
 	if err != nil {
 		return 0, nil, err
 	}
 	pc.conn.SetReadDeadline(time.Time{})
-	for _, w := range want {
-		if t == w {
-			return t, body, nil
-		}
-	}
-	return 0, nil, fmt.Errorf("%w: type %d, expected %v", errFrame, t, want)
+	return t, body, nil
 }
 
-// session is the state a handshake needs of its peer.
-type session interface {
-	// hello draws the hello for a new connection.
-	hello(id uint64) (hello, error)
-	// judge reports whether a connection on which the peer has shown h can
-	// become ready; if not, our history has just been started again.
-	judge(h hello) bool
-	// adopt makes the connection ready under our epoch, or reports false.
-	adopt(pc *peerConn, own, peer hello) bool
+// send writes one frame.
+func (pc *peerConn) send(t frameType, body []byte) error {
+	return pc.out.data(appendFrame(nil, t, body))
 }
 
 // dialHello is the handshake of the side that connected.
-func dialHello(pc *peerConn, s session, token *[32]byte, id uint64) error {
-	own, err := s.hello(id)
+func dialHello(ctx context.Context, pc *peerConn, d *domain, id uint64) error {
+	own, err := d.hello(id)
 	if err != nil {
 		return err
 	}
-	mine := own.append(nil)
-	if err := pc.out.data(appendFrame(nil, frameHello, mine)); err != nil {
+	pc.id = id
+	mine, token := own.append(nil), &d.q.link.Token
+	if err := pc.send(frameHello, mine); err != nil {
 		return err
 	}
-	_, body, err := pc.expect(helloTimeout, frameWelcome)
+	t, body, err := pc.expect(helloTimeout, frameWelcome, frameReject)
 	if err != nil {
 		return err
 	}
-	theirs, mac := body[:helloLen], body[helloLen:]
+	if t == frameReject {
+		return parseReject(body, token, mine)
+	}
+	theirs, mac := body[:len(body)-macLen], body[len(body)-macLen:]
 	if !validMAC(token, listenerLabel, mine, theirs, mac) {
 		return errAuth
 	}
@@ -135,26 +141,46 @@ func dialHello(pc *peerConn, s session, token *[32]byte, id uint64) error {
 	if err != nil {
 		return err
 	}
-	if !s.judge(peer) {
-		return errRestarted
+	terms, err := negotiate(own, peer)
+	if err != nil {
+		return err
 	}
 	auth := helloMAC(token, diallerLabel, mine, theirs)
-	if err := pc.out.data(appendFrame(nil, frameAuth, auth[:])); err != nil {
+	if err := pc.send(frameAuth, auth[:]); err != nil {
 		return err
 	}
-	if _, _, err := pc.expect(helloTimeout, frameReady); err != nil {
+	if d.leads() && own.Tied != peer.Epoch {
+		if err := d.resync(ctx, own, peer, pc.askResync); err != nil {
+			return err
+		}
+	}
+	if _, _, err := pc.expect(helloTimeout+resyncTimeout, frameReady); err != nil {
 		return err
 	}
-	pc.id = id
-	if !s.adopt(pc, own, peer) {
+	if !d.adopt(pc, own, peer, terms) {
 		return errRestarted
 	}
 	return nil
 }
 
+// askResync sends our summary and returns the peer's.
+func (pc *peerConn) askResync(summary []byte) ([]byte, error) {
+	if err := pc.send(frameResync, summary); err != nil {
+		return nil, err
+	}
+	_, theirs, err := pc.expect(resyncTimeout, frameResync)
+	return theirs, err
+}
+
+// greeter finds the domain a hello is for.
+type greeter interface {
+	// welcome returns the domain, or an error that wraps errTerms.
+	welcome(hello) (*domain, error)
+}
+
 // acceptHello is the handshake of the side that listens. Nothing changes here
 // before the peer has shown that it knows the token.
-func acceptHello(pc *peerConn, s session, token *[32]byte) error {
+func acceptHello(ctx context.Context, pc *peerConn, g greeter, token *[32]byte) error {
 	_, theirs, err := pc.expect(helloTimeout, frameHello)
 	if err != nil {
 		return err
@@ -163,34 +189,73 @@ func acceptHello(pc *peerConn, s session, token *[32]byte) error {
 	if err != nil {
 		return err
 	}
-	own, err := s.hello(peer.ConnID)
+	pc.id = peer.ConnID
+	d, err := g.welcome(peer)
+	if err != nil {
+		return pc.reject(err, token, theirs)
+	}
+	own, err := d.hello(peer.ConnID)
 	if err != nil {
 		return err
 	}
+	terms, err := negotiate(own, peer)
+	if err != nil {
+		return pc.reject(err, token, theirs)
+	}
 	mine := own.append(nil)
 	mac := helloMAC(token, listenerLabel, theirs, mine)
-	if err := pc.out.data(appendFrame(nil, frameWelcome, append(mine, mac[:]...))); err != nil {
+	if err := pc.send(frameWelcome, append(mine[:len(mine):len(mine)], mac[:]...)); err != nil {
 		return err
 	}
 	_, auth, err := pc.expect(helloTimeout, frameAuth)
 	if err != nil {
 		return err
 	}
-	if !validMAC(token, diallerLabel, theirs, mine[:helloLen], auth) {
+	if !validMAC(token, diallerLabel, theirs, mine, auth) {
 		return errAuth
 	}
-	pc.id = peer.ConnID
-	if !s.judge(peer) || !s.adopt(pc, own, peer) {
+	if err := pc.keepStep(ctx, d, own, peer); err != nil {
+		return err
+	}
+	if !d.adopt(pc, own, peer, terms) {
 		return errRestarted
 	}
-	return pc.out.data(appendFrame(nil, frameReady, nil))
+	return pc.send(frameReady, nil)
+}
+
+// reject tells the peer why it has no terms with us, and returns that.
+func (pc *peerConn) reject(why error, token *[32]byte, dialler []byte) error {
+	pc.out.finish(appendFrame(nil, frameReject, appendReject(nil, token, dialler, why)))
+	pc.conn.SetDeadline(time.Now().Add(closeGrace))
+	_ = pc.await() // the peer closes once it has read it
+	pc.out.wait()
+	pc.conn.Finish()
+	return why
+}
+
+// keepStep makes sure, on the listening side, that the histories are in step.
+func (pc *peerConn) keepStep(ctx context.Context, d *domain, own, peer hello) error {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout+resyncTimeout)
+	defer cancel()
+	switch {
+	case d.leads():
+		return d.awaitTie(ctx, own, peer)
+	case peer.Tied == own.Epoch:
+		return nil
+	}
+	_, theirs, err := pc.expect(resyncTimeout, frameResync)
+	if err != nil {
+		return err
+	}
+	answer := func(summary []byte) ([]byte, error) { return theirs, pc.send(frameResync, summary) }
+	return d.resync(ctx, own, peer, answer)
 }
 
 // requestOpen asks the far agent to connect and waits for its answer. An error
 // before the far agent has said that it dials means that another connection
 // may be tried.
-func requestOpen(pc *peerConn, t tuple) (window uint32, kind Refusal, dialling bool, err error) {
-	o := openRequest{Window: minWindow, Src: t.src, Dst: t.dst}
+func requestOpen(pc *peerConn, t tuple, m mode) (window uint32, kind Refusal, dialling bool, err error) {
+	o := openRequest{Window: minWindow, Mode: m, Src: t.src, Dst: t.dst}
 	if err := pc.out.data(appendFrame(nil, frameOpen, o.append(nil))); err != nil {
 		return 0, 0, false, err
 	}

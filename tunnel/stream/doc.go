@@ -8,8 +8,9 @@
 //
 //  1. The kernel marks a client's SYN that matches a stream rule and routes it
 //     into the TUN st-hold, which this package reads. The SYN is held.
-//  2. The agent takes a warm connection to the peer and sends OPEN. The peer
-//     checks its dial rules and connects to the server.
+//  2. The agent takes a warm connection of the rule's domain to the peer and
+//     sends OPEN. The peer checks its dial rules, which must name the same domain,
+//     and connects to the server.
 //  3. The server answered: the near agent writes the SYN back into st-hold,
 //     where the kernel's TPROXY rule gives it to the transparent listener; the
 //     accepted connection joins the stream that is ready for it. The server
@@ -57,11 +58,14 @@
 //	+--------+----------------+----------------+
 //
 //	type  name     sent by     body
-//	  1   HELLO    dialler     "stch", version 1, reserved 3, connection id 8, epoch 8, history size 8, nonce 32
+//	  1   HELLO    dialler     see below
 //	  2   WELCOME  listener    as HELLO (same connection id), HMAC 32
 //	  3   AUTH     dialler     HMAC 32
 //	  4   READY    listener    empty
-//	 16   OPEN     dialler     window 4, family 1 (4 or 6), source and destination: address 4 or 16, port 2 each
+//	  5   REJECT   listener    instead of WELCOME: HMAC 32, reason in words, at most 200
+//	  6   RESYNC   both        summary of a history (package dedupe), at most 64 KiB
+//	 16   OPEN     dialler     window 4, mode 1 (0 full, 1 compress, 2 accelerate), family 1 (4 or 6),
+//	                           source and destination: address 4 or 16, port 2 each
 //	 17   DIALING  listener    empty: OPEN has been accepted for dialling
 //	 18   OPENED   listener    window 4
 //	 19   REFUSED  listener    kind 1 (see Refusal)
@@ -76,17 +80,61 @@
 //
 // A type that is not listed, a body longer or shorter than its type allows, or
 // a frame out of its turn ends the connection, and with it the stream, by
-// reset. The version is that of HELLO; reserved bytes are sent as zero and
-// ignored.
+// reset.
 //
-// Both HMACs are HMAC-SHA256 keyed with the link's token over a label
-// ("stitch stream listener 1", "stitch stream dialler 1"), the HELLO body and
-// the WELCOME body up to its HMAC.
+// The body of HELLO:
 //
-// Epochs keep two histories in step. Each side has, per peer, a random non-zero
-// epoch and a history that belongs to it. The first connection that becomes
-// READY ties the epoch to the peer's. When later a peer shows another epoch (its
-// process has restarted), our epoch and history are dropped, the connections
-// that used them are reset, and the connection is made again: so one pair of
-// epochs means one pair of histories, and a restart costs a cold start.
+//	"stch", least version 1, greatest version 1, flags 2 (bit 0: many tenants),
+//	features offered 8, features required 8, connection id 8, epoch 8,
+//	the peer's epoch that this side is tied to 8 (0: none),
+//	nonce 32, length of the domain's name 1, name
+//
+// Other flags are sent as zero and ignored; so is what follows the name, up to
+// 512 bytes in all. Both sides use the greatest version that both speak and the
+// features that both offer. No common version, a required feature that the other
+// side does not offer or does not know, or a domain that no rule there names for
+// this peer is a REJECT, and is said in the status of both sides; nothing that
+// follows is sent, so nothing can be misread. Features: bit 0, SEED frames.
+//
+// The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
+// stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME
+// body up to its HMAC; that of REJECT over "stitch stream reject 1", the HELLO
+// body and the reason.
+//
+// # Keeping histories in step
+//
+// Each side has, per peer and domain, a history and a random epoch that names its
+// present state in memory. Two epochs are tied when the two histories have been
+// brought in step, and connections of the domain exist under such a tie only. The
+// side with the lesser site name leads: when the WELCOME on a connection of its
+// own shows that the tie is past (the peer has restarted, or this side has) it
+// sends RESYNC after AUTH, the other side ends what it still had under the old
+// tie and answers with RESYNC; then both know what the two histories have in
+// common and forget the rest: one round trip. Connections of the other side wait
+// for that. A side that cannot use what the histories hold three times in a row
+// takes a new epoch with an empty history.
+//
+// # Domains, and what sizes tell
+//
+// Compression and deduplication make sizes depend on content, and sizes can be
+// seen on the way even when the bytes cannot. Somebody who can send through the
+// agent and watch the WAN could try guesses and see which one is small: it would
+// repeat what another one sent. So what a stream may be matched against is fixed
+// by configuration, not by what happens to be there:
+//
+//   - A stream of a rule without a domain is matched against its own bytes only.
+//     There an attacker would have to put his text into the victim's own
+//     connection; a protocol that lets him (as a browser does) is encrypted
+//     before it comes here, or should be carried with optimize = "accelerate".
+//   - Streams of rules that name one domain are matched against each other: that
+//     is for the traffic of one operator, such as migrations. A domain with
+//     tenants = "many" matches across streams in whole 64-byte lines only: a guess
+//     must be right about all of a line's unknown bytes at once, so a secret of 16
+//     bytes is 2^128 guesses instead of 16 times 2^8.
+//   - Domains have histories, connections and epochs of their own. The compressors
+//     keep nothing between blocks.
+//   - TLS and SSH streams are only accelerated: see sniffer.
+//
+// What remains: the sizes of a stream's blocks tell how well its own bytes
+// compress, and the times and amounts of its writes are seen as with any tunnel.
 package stream

@@ -15,25 +15,57 @@ import (
 // listener's is; nil means that the listener has accepted it.
 func Dialler(c Conn, token [32]byte) error {
 	c.SetDeadline(time.Now().Add(time.Minute))
-	mine := hello{ConnID: 1, Epoch: 77, History: 1 << 20}.append(nil)
+	mine := strangerHello().append(nil)
 	c.Write(appendFrame(nil, frameHello, mine))
 	_, theirs, err := readFrame(c, nil)
 	if err != nil {
 		return err
 	}
-	mac := helloMAC(&token, diallerLabel, mine, theirs[:helloLen])
+	mac := helloMAC(&token, diallerLabel, mine, theirs[:len(theirs)-macLen])
 	c.Write(appendFrame(nil, frameAuth, mac[:]))
-	t, _, err := readFrame(c, nil)
-	if err == nil && t != frameReady {
-		return io.ErrUnexpectedEOF
+	c.Write(appendFrame(nil, frameResync, dedupe.NewHistory(1<<20).Summary()))
+	for _, want := range []frameType{frameResync, frameReady} {
+		if t, _, err := readFrame(c, nil); err != nil || t != want {
+			return errors.Join(io.ErrUnexpectedEOF, err)
+		}
 	}
-	return err
+	return nil
 }
+
+// strangerHello is the hello of a process whose history nobody knows.
+func strangerHello() hello {
+	return hello{Min: minVersion, Max: maxVersion, Offered: ourFeatures, ConnID: 1, Epoch: 77, Domain: "lab"}
+}
+
+// Ask sends a hello changed by edit, and returns the reason it was rejected
+// for; "" if it was not.
+func Ask(c Conn, token [32]byte, edit func(*Hello)) (reason string, err error) {
+	c.SetDeadline(time.Now().Add(time.Minute))
+	h := strangerHello()
+	edit(&Hello{&h})
+	mine := h.append(nil)
+	c.Write(appendFrame(nil, frameHello, mine))
+	t, body, err := readFrame(c, nil)
+	if err != nil || t != frameReject {
+		return "", err
+	}
+	return parseReject(body, &token, mine).Error(), nil
+}
+
+// Hello lets a test write a hello.
+type Hello struct{ h *hello }
+
+// Versions sets the versions spoken, Require adds a feature that the other side
+// must have, Domain names the domain.
+func (h *Hello) Versions(least, most uint8) { h.h.Min, h.h.Max = least, most }
+func (h *Hello) Require(bit uint64)         { h.h.Required |= features(bit); h.h.Offered |= features(bit) }
+func (h *Hello) Offer(bit uint64)           { h.h.Offered |= features(bit) }
+func (h *Hello) Domain(name string)         { h.h.Domain = name }
 
 // Flood opens a stream on a connection of Dialler and sends n blocks, or until
 // the other side ends it; it returns how many bytes were sent by then.
 func Flood(c Conn, src, dst netip.AddrPort, n int) (sent int, err error) {
-	c.Write(appendFrame(nil, frameOpen, openRequest{minWindow, src, dst}.append(nil)))
+	c.Write(appendFrame(nil, frameOpen, openRequest{Window: minWindow, Src: src, Dst: dst}.append(nil)))
 	for _, want := range []frameType{frameDialing, frameOpened} {
 		if t, _, err := readFrame(c, nil); err != nil || t != want {
 			return 0, errors.Join(errFrame, err)
@@ -65,9 +97,9 @@ func ListenerHello(c Conn, token [32]byte) error {
 	if err != nil {
 		return err
 	}
-	mine := hello{ConnID: 1, Epoch: 77, History: 1 << 20}.append(nil)
+	mine := strangerHello().append(nil)
 	mac := helloMAC(&token, listenerLabel, theirs, mine)
-	c.Write(appendFrame(nil, frameWelcome, append(mine, mac[:]...)))
+	c.Write(appendFrame(nil, frameWelcome, append(mine[:len(mine):len(mine)], mac[:]...)))
 	_, _, err = readFrame(c, nil)
 	return err
 }
@@ -78,7 +110,9 @@ func (p *Proxy) LoseHistory(peer string) {
 	q := p.byName[peer]
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for pc := range q.conns {
-		pc.history = dedupe.NewHistory(q.history.Size())
+	for _, d := range q.domains {
+		for pc := range d.conns {
+			pc.history = dedupe.NewHistory(d.history.Size())
+		}
 	}
 }

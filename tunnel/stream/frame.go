@@ -18,6 +18,8 @@ const (
 	frameWelcome frameType = 2
 	frameAuth    frameType = 3
 	frameReady   frameType = 4
+	frameReject  frameType = 5
+	frameResync  frameType = 6
 	frameOpen    frameType = 16
 	frameDialing frameType = 17
 	frameOpened  frameType = 18
@@ -38,8 +40,10 @@ const (
 	maxBody = block.MaxFrame
 	// maxAckBody bounds ACK and NACK bodies: they are short lists.
 	maxAckBody = 4 << 10
-	openLen4   = 4 + 1 + 2*(4+2)
-	openLen6   = 4 + 1 + 2*(16+2)
+	// maxSummary bounds the summary of a history (50,000 bytes at most).
+	maxSummary = 64 << 10
+	openLen4   = 4 + 1 + 1 + 2*(4+2)
+	openLen6   = 4 + 1 + 1 + 2*(16+2)
 )
 
 // errFrame is wrapped by every error about bytes that are no valid frame.
@@ -50,9 +54,13 @@ var errFrame = errors.New("stream: bad frame")
 func bodyBounds(t frameType) (lo, hi int, ok bool) {
 	switch t {
 	case frameHello:
-		return helloLen, helloLen, true
+		return helloLen, maxHello, true
 	case frameWelcome:
-		return helloLen + macLen, helloLen + macLen, true
+		return helloLen + macLen, maxHello + macLen, true
+	case frameReject:
+		return macLen, macLen + maxReason, true
+	case frameResync:
+		return 0, maxSummary, true
 	case frameAuth:
 		return macLen, macLen, true
 	case frameReady, frameDialing, frameReset:
@@ -90,22 +98,33 @@ func parseHeader(h [frameHeader]byte) (frameType, int, error) {
 // readFrame reads one frame. The body is read into buf if it fits, else into
 // a new slice; it is never longer than its type allows. The caller owns both.
 func readFrame(r io.Reader, buf []byte) (frameType, []byte, error) {
-	var h [frameHeader]byte
-	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, nil, err
-	}
-	t, n, err := parseHeader(h)
+	t, n, err := readHeader(r)
 	if err != nil {
 		return 0, nil, err
 	}
+	body, err := readBody(r, n, buf)
+	return t, body, err
+}
+
+// readHeader reads a frame's type and the length of its body.
+func readHeader(r io.Reader) (frameType, int, error) {
+	var h [frameHeader]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, 0, err
+	}
+	return parseHeader(h)
+}
+
+// readBody reads the n bytes of a body; see readFrame.
+func readBody(r io.Reader, n int, buf []byte) ([]byte, error) {
 	if cap(buf) < n {
 		buf = make([]byte, n)
 	}
 	body := buf[:n]
 	if _, err := io.ReadFull(r, body); err != nil {
-		return 0, nil, noEOF(err)
+		return nil, noEOF(err)
 	}
-	return t, body, nil
+	return body, nil
 }
 
 // noEOF turns the end of input inside a frame into an unexpected one.
@@ -150,10 +169,20 @@ func parseCount(body []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(body), nil
 }
 
+// mode says how the bytes of a stream are carried, both ways.
+type mode uint8
+
+const (
+	modeFull       mode = iota // matched and compressed
+	modeCompress               // compressed
+	modeAccelerate             // as they are
+)
+
 // openRequest is the body of OPEN: connect from Src to Dst; the sender takes
 // Window original bytes before it has granted more.
 type openRequest struct {
 	Window   uint32
+	Mode     mode
 	Src, Dst netip.AddrPort
 }
 
@@ -164,7 +193,7 @@ func (o openRequest) append(b []byte) []byte {
 	if o.Dst.Addr().Is4() {
 		family = 4
 	}
-	b = append(b, family)
+	b = append(b, byte(o.Mode), family)
 	for _, ap := range []netip.AddrPort{o.Src, o.Dst} {
 		b = append(b, ap.Addr().AsSlice()...)
 		b = binary.BigEndian.AppendUint16(b, ap.Port())
@@ -176,16 +205,19 @@ func (o openRequest) append(b []byte) []byte {
 // connection has one spelling.
 func parseOpen(body []byte) (openRequest, error) {
 	var o openRequest
-	if len(body) < 5 {
+	if len(body) < 6 {
 		return o, fmt.Errorf("%w: open of %d bytes", errFrame, len(body))
 	}
-	size := map[byte]int{4: 4, 6: 16}[body[4]]
-	if size == 0 || len(body) != 5+2*(size+2) {
-		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), body[4])
+	size := map[byte]int{4: 4, 6: 16}[body[5]]
+	if size == 0 || len(body) != 6+2*(size+2) {
+		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), body[5])
 	}
-	o.Window = binary.BigEndian.Uint32(body)
-	o.Src = parseAddrPort(body[5:], size)
-	o.Dst = parseAddrPort(body[5+size+2:], size)
+	o.Window, o.Mode = binary.BigEndian.Uint32(body), mode(body[4])
+	if o.Mode > modeAccelerate {
+		return o, fmt.Errorf("%w: open with mode %d", errFrame, o.Mode)
+	}
+	o.Src = parseAddrPort(body[6:], size)
+	o.Dst = parseAddrPort(body[6+size+2:], size)
 	if o.Src.Addr().Is4In6() || o.Dst.Addr().Is4In6() {
 		return o, fmt.Errorf("%w: IPv4 inside an IPv6 address", errFrame)
 	}
@@ -216,11 +248,14 @@ const (
 	// Unable: the far agent could not try (too many streams, the client's port
 	// is taken there). The SYN is passed on as a packet.
 	Unable Refusal = 7
+	// Mismatch: the far agent's dial rule names another domain than the
+	// connection's. The SYN is passed on as a packet.
+	Mismatch Refusal = 8
 )
 
 // String returns the word used in logs and in Stats.
 func (r Refusal) String() string {
-	names := [...]string{"none", "refused", "host unreachable", "net unreachable", "prohibited", "timeout", "denied", "unable"}
+	names := [...]string{"none", "refused", "host unreachable", "net unreachable", "prohibited", "timeout", "denied", "unable", "mismatch"}
 	if int(r) < len(names) {
 		return names[r]
 	}
@@ -229,7 +264,7 @@ func (r Refusal) String() string {
 
 // parseRefusal reads the body of REFUSED; an unknown kind counts as Unable.
 func parseRefusal(body []byte) Refusal {
-	if len(body) != 1 || body[0] == 0 || body[0] > byte(Unable) {
+	if len(body) != 1 || body[0] == 0 || body[0] > byte(Mismatch) {
 		return Unable
 	}
 	return Refusal(body[0])

@@ -36,7 +36,10 @@ func golden(t *testing.T, name string, got []byte) {
 }
 
 func testHello() hello {
-	h := hello{ConnID: 0x1122334455667788, Epoch: 0xa1a2a3a4a5a6a7a8, History: 256 << 20}
+	h := hello{
+		Min: 1, Max: 2, Tenants: true, Offered: 0x0f, Required: 0x01, ConnID: 0x1122334455667788,
+		Epoch: 0xa1a2a3a4a5a6a7a8, Tied: 0xb1b2b3b4b5b6b7b8, Domain: "migration",
+	}
 	for i := range h.Nonce {
 		h.Nonce[i] = byte(i)
 	}
@@ -57,13 +60,15 @@ func TestGoldenFrames(t *testing.T) {
 	d, l := dialler.append(nil), listener.append(nil)
 	golden(t, "hello", appendFrame(nil, frameHello, d))
 	mac := helloMAC(&token, listenerLabel, d, l)
-	golden(t, "welcome", appendFrame(nil, frameWelcome, append(l[:helloLen:helloLen], mac[:]...)))
+	golden(t, "welcome", appendFrame(nil, frameWelcome, append(l[:len(l):len(l)], mac[:]...)))
 	mac = helloMAC(&token, diallerLabel, d, l)
 	golden(t, "auth", appendFrame(nil, frameAuth, mac[:]))
 	golden(t, "ready", appendFrame(nil, frameReady, nil))
+	golden(t, "reject", appendFrame(nil, frameReject, appendReject(nil, &token, d, errTerms)))
+	golden(t, "resync", appendFrame(nil, frameResync, []byte("a summary of package dedupe")))
 	for name, v6 := range map[string]bool{"open4": false, "open6": true} {
 		k := testTuple(v6)
-		golden(t, name, appendFrame(nil, frameOpen, openRequest{minWindow, k.src, k.dst}.append(nil)))
+		golden(t, name, appendFrame(nil, frameOpen, openRequest{Window: minWindow, Mode: modeCompress, Src: k.src, Dst: k.dst}.append(nil)))
 	}
 	golden(t, "opened", appendOpened(nil, minWindow))
 	golden(t, "refused", appendFrame(nil, frameRefused, []byte{byte(HostUnreachable)}))
@@ -95,7 +100,7 @@ func TestFrameBounds(t *testing.T) {
 }
 
 func TestReadFrameTruncated(t *testing.T) {
-	whole := appendFrame(nil, frameOpen, openRequest{1, testTuple(false).src, testTuple(false).dst}.append(nil))
+	whole := appendFrame(nil, frameOpen, openRequest{Window: 1, Src: testTuple(false).src, Dst: testTuple(false).dst}.append(nil))
 	for n := range whole {
 		_, _, err := readFrame(bytes.NewReader(whole[:n]), nil)
 		want := io.ErrUnexpectedEOF
@@ -127,19 +132,23 @@ func TestParseOpen(t *testing.T) {
 	}
 	mapped := netip.MustParseAddrPort("[::ffff:10.1.0.1]:80")
 	body := openRequest{Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)
-	copy(body[5:], mapped.Addr().AsSlice())
+	copy(body[6:], mapped.Addr().AsSlice())
 	if _, err := parseOpen(body); err == nil {
 		t.Error("IPv4 inside IPv6 is taken")
+	}
+	body = openRequest{Mode: modeAccelerate + 1, Src: testTuple(false).src, Dst: testTuple(false).dst}.append(nil)
+	if _, err := parseOpen(body); err == nil {
+		t.Error("an unknown mode is taken")
 	}
 }
 
 func TestRefusal(t *testing.T) {
-	for k := RefusedByServer; k <= Unable; k++ {
+	for k := RefusedByServer; k <= Mismatch; k++ {
 		if got := parseRefusal([]byte{byte(k)}); got != k || strings.HasPrefix(k.String(), "kind") {
 			t.Errorf("%v: %v", k, got)
 		}
 	}
-	for _, b := range [][]byte{nil, {0}, {byte(Unable) + 1}, {255}, {1, 1}} {
+	for _, b := range [][]byte{nil, {0}, {byte(Mismatch) + 1}, {255}, {1, 1}} {
 		if got := parseRefusal(b); got != Unable {
 			t.Errorf("%v: %v", b, got)
 		}
@@ -157,22 +166,76 @@ func TestHello(t *testing.T) {
 			t.Errorf("%d bytes are taken", n)
 		}
 	}
-	for name, i := range map[string]int{"magic": 0, "version": 4} {
-		bad := bytes.Clone(b)
-		bad[i]++
-		if _, err := parseHello(bad); err == nil {
-			t.Errorf("wrong %s is taken", name)
+	bad := bytes.Clone(b)
+	bad[0]++
+	if _, err := parseHello(bad); err == nil {
+		t.Error("wrong magic is taken")
+	}
+	for name, edit := range map[string]func(*hello){
+		"epoch 0":            func(h *hello) { h.Epoch = 0 },
+		"versions backwards": func(h *hello) { h.Min = h.Max + 1 },
+		"long name":          func(h *hello) { h.Domain = strings.Repeat("x", maxDomain+1) },
+	} {
+		h := want
+		edit(&h)
+		if _, err := parseHello(h.append(nil)); err == nil {
+			t.Errorf("%s is taken", name)
 		}
 	}
-	zero := want
-	zero.Epoch = 0
-	if _, err := parseHello(zero.append(nil)); err == nil {
-		t.Error("epoch 0 is taken")
-	}
 	reserved := bytes.Clone(b)
-	reserved[5] = 9
-	if _, err := parseHello(reserved); err != nil {
-		t.Error("reserved bytes are not ignored:", err)
+	reserved[6] = 9
+	if got, err := parseHello(append(reserved, "of a later version"...)); err != nil || got != want {
+		t.Error("reserved bits and what later versions append are not ignored:", err)
+	}
+	if _, err := parseHello(make([]byte, maxHello+1)); err == nil {
+		t.Error("too long a hello is taken")
+	}
+}
+
+// TestNegotiate holds what two agents make of each other's hello: the same on
+// both sides.
+func TestNegotiate(t *testing.T) {
+	base := hello{Min: 2, Max: 4, Offered: 0b0111, Required: 0b0001, Domain: "d"}
+	for name, c := range map[string]struct {
+		edit func(*hello)
+		want terms
+		err  string
+	}{
+		"the same":                    {func(*hello) {}, terms{4, 0b0111, false}, ""},
+		"older":                       {func(h *hello) { h.Min, h.Max, h.Offered = 1, 3, 0b0011 }, terms{3, 0b0011, false}, ""},
+		"newer, unknown features":     {func(h *hello) { h.Min, h.Max, h.Offered = 3, 9, 0b110111 }, terms{4, 0b0111, false}, ""},
+		"too old":                     {func(h *hello) { h.Min, h.Max = 1, 1 }, terms{}, "have a version in common"},
+		"too new":                     {func(h *hello) { h.Min, h.Max = 5, 9 }, terms{}, "have a version in common"},
+		"lacks what we require":       {func(h *hello) { h.Offered = 0b0110 }, terms{}, "features 0x1 are required"},
+		"requires what we don't know": {func(h *hello) { h.Offered, h.Required = 0b10111, 0b10000 }, terms{}, "features 0x10 are required"},
+		"many tenants there":          {func(h *hello) { h.Tenants = true }, terms{4, 0b0111, true}, ""},
+		"another domain":              {func(h *hello) { h.Domain = "e" }, terms{}, "domain"},
+	} {
+		peer := base
+		c.edit(&peer)
+		for _, pair := range [][2]hello{{base, peer}, {peer, base}} {
+			got, err := negotiate(pair[0], pair[1])
+			if got != c.want || (err != nil) != (c.err != "") || err != nil && (!strings.Contains(err.Error(), c.err) || !errors.Is(err, errTerms)) {
+				t.Errorf("%s: %+v, %v", name, got, err)
+			}
+		}
+	}
+}
+
+func TestReject(t *testing.T) {
+	token, other, dialler := [32]byte{1}, [32]byte{2}, []byte("hello")
+	body := appendReject(nil, &token, dialler, errors.New(strings.Repeat("why ", 100)))
+	if len(body) != macLen+maxReason {
+		t.Errorf("%d bytes", len(body))
+	}
+	if err := parseReject(body, &token, dialler); !errors.Is(err, errTerms) || !strings.Contains(err.Error(), "why why") {
+		t.Error(err)
+	}
+	if err := parseReject(body, &other, dialler); !errors.Is(err, errAuth) {
+		t.Error("a reason of somebody else is believed:", err)
+	}
+	if err := parseReject(body[:macLen-1], &token, dialler); !errors.Is(err, errAuth) {
+		t.Error(err)
 	}
 }
 
@@ -199,65 +262,9 @@ func TestHelloMAC(t *testing.T) {
 	}
 }
 
-// TestEpochs walks through restarts, in every order of the two sides' hellos:
-// they must agree on one pair of epochs after a few connections, and a pair
-// must never be met by a history that has known another.
-func TestEpochs(t *testing.T) {
-	type side struct {
-		epochs
-		fresh uint64
-	}
-	for order := range 1 << 10 {
-		a, b := &side{epochs{1, 0}, 100}, &side{epochs{2, 0}, 200}
-		connect := func(d, l *side) bool {
-			own, theirs := d.own, l.own
-			for _, s := range []struct {
-				s    *side
-				peer uint64
-			}{{d, theirs}, {l, own}} {
-				if !s.s.accept(s.peer) {
-					s.s.fresh++
-					s.s.restart(s.s.fresh)
-					return false
-				}
-			}
-			return l.tie(theirs, own) && d.tie(own, theirs)
-		}
-		restart := func(s *side) {
-			s.fresh += 50
-			s.restart(s.fresh)
-		}
-		if !connect(a, b) || !connect(b, a) {
-			t.Fatal("two fresh sides do not meet")
-		}
-		switch order & 3 {
-		case 1:
-			restart(a)
-		case 2:
-			restart(b)
-		case 3:
-			restart(a)
-			restart(b)
-		}
-		failures := 0
-		for bit := 2; bit < 10; bit++ {
-			d, l := a, b
-			if order>>bit&1 == 1 {
-				d, l = b, a
-			}
-			if !connect(d, l) {
-				failures++
-			}
-		}
-		if failures > 2 || a.peer != b.own || b.peer != a.own {
-			t.Errorf("order %b: %d failures, %+v %+v", order, failures, a, b)
-		}
-	}
-}
-
 func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameHello, testHello().append(nil)))
-	f.Add(appendFrame(nil, frameOpen, openRequest{1, testTuple(true).src, testTuple(true).dst}.append(nil)))
+	f.Add(appendFrame(nil, frameOpen, openRequest{Window: 1, Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)))
 	f.Add(appendCount(nil, frameCredit, 99))
 	f.Add(appendFrame(nil, frameData, bytes.Repeat([]byte{7}, 100)))
 	f.Add([]byte{20, 255, 255, 255, 0})

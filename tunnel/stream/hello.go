@@ -6,60 +6,136 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 )
 
 const (
-	helloMagic   = "stch"
-	helloVersion = 1
-	nonceLen     = 32
-	macLen       = sha256.Size
-	helloLen     = 4 + 1 + 3 + 8 + 8 + 8 + nonceLen
+	helloMagic = "stch"
+	// minVersion and maxVersion are the versions of the wire format that this
+	// release speaks.
+	minVersion, maxVersion = 1, 1
+	nonceLen               = 32
+	macLen                 = sha256.Size
+	maxDomain              = 32
+	// helloLen is the length of a hello without the domain's name; maxHello
+	// leaves room for what later versions append.
+	helloLen = 4 + 1 + 1 + 2 + 5*8 + nonceLen + 1
+	maxHello = 512
+	// maxReason bounds the text of a rejection.
+	maxReason = 200
 
 	listenerLabel = "stitch stream listener 1"
 	diallerLabel  = "stitch stream dialler 1"
+	rejectLabel   = "stitch stream reject 1"
 )
+
+// features are what an agent can do beyond its version. What the peer does not
+// offer is not used; what one side requires and the other lacks, or does not
+// know, ends the connection with a reason on both sides.
+type features uint64
+
+const (
+	// featureSeed: pieces of files both sites have are put into the history.
+	featureSeed features = 1 << iota
+
+	ourFeatures = featureSeed
+)
+
+// flagTenants in a hello: the domain's streams belong to many tenants.
+const flagTenants = 1
 
 // errAuth is returned when a peer does not know the link's token.
 var errAuth = errors.New("stream: the peer's token is wrong: both ends of the link must have each other's keys")
 
+// errTerms is wrapped by every error of two agents that cannot work together
+// although both are what they should be.
+var errTerms = errors.New("stream: no common terms")
+
 // hello is the body of HELLO and the first part of WELCOME.
 type hello struct {
-	ConnID  uint64
-	Epoch   uint64
-	History uint64 // bytes of history per direction
-	Nonce   [nonceLen]byte
+	Min, Max uint8 // versions
+	Tenants  bool  // of the domain are many
+	Offered  features
+	Required features
+	ConnID   uint64
+	Epoch    uint64 // names the state of this side's history
+	Tied     uint64 // the peer's epoch that it is tied to; 0: none
+	Nonce    [nonceLen]byte
+	Domain   string
 }
 
 // append appends the body.
 func (h hello) append(b []byte) []byte {
 	b = append(b, helloMagic...)
-	b = append(b, helloVersion, 0, 0, 0)
-	b = binary.BigEndian.AppendUint64(b, h.ConnID)
-	b = binary.BigEndian.AppendUint64(b, h.Epoch)
-	b = binary.BigEndian.AppendUint64(b, h.History)
-	return append(b, h.Nonce[:]...)
+	flags := uint16(0)
+	if h.Tenants {
+		flags = flagTenants
+	}
+	b = append(b, h.Min, h.Max)
+	b = binary.BigEndian.AppendUint16(b, flags)
+	for _, v := range []uint64{uint64(h.Offered), uint64(h.Required), h.ConnID, h.Epoch, h.Tied} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	b = append(b, h.Nonce[:]...)
+	b = append(b, byte(len(h.Domain)))
+	return append(b, h.Domain...)
 }
 
-// parseHello reads a HELLO body.
+// parseHello reads a HELLO body. What follows the domain's name belongs to a
+// later version and is ignored. It borrows b.
 func parseHello(b []byte) (hello, error) {
 	var h hello
 	switch {
-	case len(b) != helloLen:
+	case len(b) < helloLen || len(b) > maxHello:
 		return h, fmt.Errorf("%w: hello of %d bytes", errFrame, len(b))
 	case string(b[:4]) != helloMagic:
 		return h, fmt.Errorf("%w: not a stitch hello", errFrame)
-	case b[4] != helloVersion:
-		return h, fmt.Errorf("stream: the peer speaks version %d, this agent %d: run the same release at both sites", b[4], helloVersion)
 	}
-	h.ConnID = binary.BigEndian.Uint64(b[8:])
-	h.Epoch = binary.BigEndian.Uint64(b[16:])
-	h.History = binary.BigEndian.Uint64(b[24:])
-	copy(h.Nonce[:], b[32:])
-	if h.Epoch == 0 || h.History > math.MaxInt64 {
-		return h, fmt.Errorf("%w: epoch %d, history %d", errFrame, h.Epoch, h.History)
+	h.Min, h.Max = b[4], b[5]
+	h.Tenants = binary.BigEndian.Uint16(b[6:])&flagTenants != 0
+	var v [5]uint64
+	for i := range v {
+		v[i] = binary.BigEndian.Uint64(b[8+8*i:])
+	}
+	h.Offered, h.Required = features(v[0]), features(v[1])
+	h.ConnID, h.Epoch, h.Tied = v[2], v[3], v[4]
+	copy(h.Nonce[:], b[helloLen-1-nonceLen:])
+	n := int(b[helloLen-1])
+	if n > maxDomain || helloLen+n > len(b) {
+		return h, fmt.Errorf("%w: name of %d bytes in a hello", errFrame, n)
+	}
+	h.Domain = string(b[helloLen : helloLen+n])
+	if h.Epoch == 0 || h.Min > h.Max {
+		return h, fmt.Errorf("%w: epoch %d, versions %d to %d", errFrame, h.Epoch, h.Min, h.Max)
 	}
 	return h, nil
+}
+
+// terms is what two agents have agreed on for a connection.
+type terms struct {
+	Version  uint8
+	Features features
+	Tenants  bool // one side says that they are many: the stricter word counts
+}
+
+// negotiate finds the terms of two hellos; both sides find the same. The error
+// wraps errTerms and says what to do. Pure.
+func negotiate(own, peer hello) (terms, error) {
+	t := terms{
+		Version:  min(own.Max, peer.Max),
+		Features: own.Offered & peer.Offered,
+		Tenants:  own.Tenants || peer.Tenants,
+	}
+	if t.Version < own.Min || t.Version < peer.Min {
+		return terms{}, fmt.Errorf("%w: versions %d to %d meet %d to %d: run releases at both sites that have a version in common",
+			errTerms, own.Min, own.Max, peer.Min, peer.Max)
+	}
+	if lacking := (own.Required | peer.Required) &^ t.Features; lacking != 0 {
+		return terms{}, fmt.Errorf("%w: features %#x are required on one side and missing on the other: run the same release at both sites", errTerms, uint64(lacking))
+	}
+	if own.Domain != peer.Domain {
+		return terms{}, fmt.Errorf("%w: domain %q meets %q", errTerms, own.Domain, peer.Domain)
+	}
+	return t, nil
 }
 
 // helloMAC authenticates one side over both hellos.
@@ -77,23 +153,27 @@ func validMAC(token *[32]byte, label string, dialler, listener, mac []byte) bool
 	return hmac.Equal(want[:], mac)
 }
 
-// epochs is our epoch towards one peer and the peer's it is tied to; peer is 0
-// until a connection became ready. Pure; not safe for concurrent use.
-type epochs struct{ own, peer uint64 }
-
-// accept reports whether a connection that shows the peer's epoch may use our
-// present one. If not, the owner must drop its history and call restart.
-func (e epochs) accept(peer uint64) bool { return e.peer == 0 || e.peer == peer }
-
-// tie is called when a connection becomes ready. It reports whether the
-// connection is still good: our epoch is the one it was made with.
-func (e *epochs) tie(own, peer uint64) bool {
-	if e.own != own || !e.accept(peer) {
-		return false
-	}
-	e.peer = peer
-	return true
+// appendReject appends the body of REJECT, the answer to a HELLO that has no
+// common terms with us.
+func appendReject(b []byte, token *[32]byte, dialler []byte, why error) []byte {
+	text := []byte(why.Error())
+	text = text[:min(len(text), maxReason)]
+	mac := helloMAC(token, rejectLabel, dialler, text)
+	return append(append(b, mac[:]...), text...)
 }
 
-// restart begins a new epoch with a new, empty history.
-func (e *epochs) restart(own uint64) { e.own, e.peer = own, 0 }
+// parseReject reads the body of REJECT and returns the error it stands for.
+func parseReject(body []byte, token *[32]byte, dialler []byte) error {
+	if len(body) < macLen || !validMAC(token, rejectLabel, dialler, body[macLen:], body[:macLen]) {
+		return errAuth
+	}
+	return fmt.Errorf("%w: the peer says: %q", errTerms, body[macLen:])
+}
+
+// epochs is our epoch towards one peer and the peer's it is tied to; peer is 0
+// until the two histories have been brought in step. Pure; not safe for
+// concurrent use.
+type epochs struct{ own, peer uint64 }
+
+// tied reports whether our history is in step with the peer's of that epoch.
+func (e epochs) tied(peer uint64) bool { return peer != 0 && e.peer == peer }

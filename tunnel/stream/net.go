@@ -70,6 +70,9 @@ type Conn interface {
 	Unacked() (int, error)
 	// RTT is the lowest round-trip time seen; 0 if not known.
 	RTT() time.Duration
+	// DeliveryRate is how many bytes a second the path took lately; 0 if not
+	// known. limited: there was too little to send, the path may take more.
+	DeliveryRate() (rate float64, limited bool)
 	// Congestion names the congestion control in use; "" if not known.
 	Congestion() string
 }

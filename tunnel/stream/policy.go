@@ -2,6 +2,7 @@ package stream
 
 import (
 	"net/netip"
+	"slices"
 
 	"stitch/tunnel/config"
 )
@@ -34,22 +35,66 @@ func (p *policy) rule(t tuple) (r config.StreamRule, ok bool) {
 	}
 	for _, r := range p.cfg.Streams {
 		if matches(r.To, r.Ports, t.dst) {
-			return r, true
+			return r, r.Optimize != config.Off
 		}
 	}
 	return r, false
 }
 
-// mayDial reports whether the peer may have us connect from t.src to t.dst:
-// the destination is listed for it, the source is a host of its site, and
-// neither is a workload.
-func (p *policy) mayDial(peer string, t tuple) bool {
+// modeOf is how the streams of a rule are carried.
+func modeOf(r config.StreamRule) mode {
+	switch r.Optimize {
+	case config.Compress:
+		return modeCompress
+	case config.Accelerate:
+		return modeAccelerate
+	}
+	return modeFull
+}
+
+// use is a domain as the rules for one peer use it.
+type use struct {
+	name    string
+	tenants bool // are many
+	near    bool // streams begin here
+}
+
+// domains returns the domains that rules for a peer name, once each, in their
+// order; the name of the one for rules without a domain is empty.
+func (p *policy) domains(peer string) []use {
+	var uses []use
+	add := func(name string, near bool) {
+		i := slices.IndexFunc(uses, func(u use) bool { return u.name == name })
+		if i < 0 {
+			i = len(uses)
+			many := func(d config.Domain) bool { return d.Name == name && d.ManyTenants }
+			uses = append(uses, use{name: name, tenants: slices.ContainsFunc(p.cfg.Domains, many)})
+		}
+		uses[i].near = uses[i].near || near
+	}
+	for _, r := range p.cfg.Streams {
+		if r.Peer == peer && r.Optimize != config.Off {
+			add(r.Domain, true)
+		}
+	}
+	for _, r := range p.cfg.Dials {
+		if r.Peer == peer {
+			add(r.Domain, false)
+		}
+	}
+	return uses
+}
+
+// mayDial says whether the peer may have us connect from t.src to t.dst on a
+// connection of a domain: 0 if the destination is listed for it in that
+// domain, the source is a host of its site, and neither is a workload.
+func (p *policy) mayDial(peer, domain string, t tuple) Refusal {
 	if !hostAddr(t.src.Addr()) || !hostAddr(t.dst.Addr()) || t.src.Port() == 0 ||
 		t.src.Addr().Is4() != t.dst.Addr().Is4() ||
-		p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] {
-		return false
+		p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] || !p.fromPeer(peer, t.src.Addr()) {
+		return Denied
 	}
-	return p.fromPeer(peer, t.src.Addr()) && p.listed(peer, t.dst)
+	return p.listed(peer, domain, t.dst)
 }
 
 func (p *policy) fromPeer(peer string, src netip.Addr) bool {
@@ -61,13 +106,19 @@ func (p *policy) fromPeer(peer string, src netip.Addr) bool {
 	return false
 }
 
-func (p *policy) listed(peer string, dst netip.AddrPort) bool {
+// listed looks for a dial rule of the domain.
+func (p *policy) listed(peer, domain string, dst netip.AddrPort) Refusal {
+	kind := Denied
 	for _, d := range p.cfg.Dials {
-		if d.Peer == peer && matches(d.To, d.Ports, dst) {
-			return true
+		if d.Peer != peer || !matches(d.To, d.Ports, dst) {
+			continue
 		}
+		if d.Domain == domain {
+			return 0
+		}
+		kind = Mismatch
 	}
-	return false
+	return kind
 }
 
 func matches(to []netip.Prefix, ports []config.PortRange, dst netip.AddrPort) bool {

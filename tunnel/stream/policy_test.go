@@ -2,6 +2,7 @@ package stream
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"stitch/tunnel/config"
@@ -73,8 +74,33 @@ func TestMayDial(t *testing.T) {
 		{"dc2", "[fd00:2::1]:40000", "[ff02::1]:4000", false},
 		{"dc2", "10.2.0.10:40000", "[fd00:1::1]:4000", false},
 	} {
-		if got := p.mayDial(c.peer, tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)}); got != c.want {
+		k := tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)}
+		if got := p.mayDial(c.peer, "", k); (got == 0) != c.want || !c.want && got != Denied {
 			t.Errorf("%s: %s -> %s: %v", c.peer, c.src, c.dst, got)
+		}
+		if got := p.mayDial(c.peer, "other", k); c.want != (got == Mismatch) {
+			t.Errorf("%s: %s -> %s in another domain: %v", c.peer, c.src, c.dst, got)
+		}
+	}
+}
+
+func TestDomains(t *testing.T) {
+	p := newPolicy(&config.Config{
+		Domains: []config.Domain{{Name: "a"}, {Name: "b", ManyTenants: true}},
+		Streams: []config.StreamRule{
+			{Peer: "dc2", Domain: "b"}, {Peer: "dc2", Domain: "b"}, {Peer: "dc3", Domain: "a"},
+			{Peer: "dc2", Optimize: config.Off}, {Peer: "dc4", Optimize: config.Compress},
+		},
+		Dials: []config.DialRule{{Peer: "dc2", Domain: "a"}, {Peer: "dc2", Domain: "b"}, {Peer: "dc3"}},
+	})
+	for peer, want := range map[string][]use{
+		"dc2": {{"b", true, true}, {"a", false, false}},
+		"dc3": {{"a", false, true}, {"", false, false}},
+		"dc4": {{"", false, true}},
+		"dc5": nil,
+	} {
+		if got := p.domains(peer); !slices.Equal(got, want) {
+			t.Errorf("%s: %+v, want %+v", peer, got, want)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -65,12 +66,14 @@ type Proxy struct {
 // opened is a stream that waits for its client. An early one (nil pc) is
 // opened when the client is there.
 type opened struct {
-	peer   *peer
+	domain *domain
+	mode   mode
 	pc     *peerConn
 	window uint32
 }
 
-// New checks the configuration; it opens nothing.
+// New checks the configuration and opens the histories; nothing else is opened
+// before Run. Close the Proxy if Run is never called.
 func New(cfg Config) (*Proxy, error) {
 	if cfg.Net == nil || cfg.Cfg == nil || cfg.Site == "" {
 		return nil, errors.New("stream: Site, Cfg and Net must be set")
@@ -85,24 +88,43 @@ func New(cfg Config) (*Proxy, error) {
 	p.bufs.shop = block.NewShop(runtime.GOMAXPROCS(0))
 	for _, l := range cfg.Links {
 		if p.byName[l.Peer] != nil || l.Peer == cfg.Site {
-			return nil, fmt.Errorf("stream: peer %q has two links or our own name", l.Peer)
+			return nil, errors.Join(fmt.Errorf("stream: peer %q has two links or our own name", l.Peer), p.Close())
 		}
-		q := newPeer(p, l)
+		q, err := newPeer(p, l)
+		if err != nil {
+			return nil, errors.Join(err, p.Close())
+		}
 		p.peers, p.byName[l.Peer] = append(p.peers, q), q
 	}
 	for _, r := range cfg.Cfg.Streams {
 		if p.byName[r.Peer] == nil {
-			return nil, fmt.Errorf("stream: a rule names peer %q, to which there is no link with an agent at its end", r.Peer)
+			return nil, errors.Join(fmt.Errorf("stream: a rule names peer %q, to which there is no link with an agent at its end", r.Peer), p.Close())
 		}
 	}
 	return p, nil
 }
 
+// Close closes the histories of a Proxy that does not run.
+func (p *Proxy) Close() error {
+	var errs []error
+	for _, q := range p.peers {
+		errs = append(errs, q.close())
+	}
+	return errors.Join(errs...)
+}
+
+// epoch draws a number that names a state of a history; never 0.
+func (p *Proxy) epoch() (uint64, error) {
+	var b [8]byte
+	_, err := io.ReadFull(p.cfg.Rand, b[:])
+	return binary.BigEndian.Uint64(b[:]) | 1, err
+}
+
 // spawn runs f in a goroutine that Run waits for.
 func (p *Proxy) spawn(f func()) { p.tasks.Go(f) }
 
-// Run works until ctx is done, then resets every stream and returns ctx's
-// error. It returns earlier when the listeners or st-hold cannot be had or
+// Run works until ctx is done, then resets every stream, closes the Proxy and
+// returns ctx's error. It returns earlier when the listeners or st-hold cannot be had or
 // fail. It may be called once.
 func (p *Proxy) Run(ctx context.Context) error {
 	listeners, err := p.cfg.Net.Intercept(config.InterceptPort)
@@ -121,7 +143,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 	p.mu.Unlock()
 	for _, q := range p.peers {
 		p.spawn(func() { q.listen(ctx) })
-		p.spawn(func() { q.maintain(ctx) })
+		for _, d := range q.domains {
+			p.spawn(func() { d.maintain(ctx) })
+		}
 	}
 	for _, l := range listeners {
 		p.spawn(func() { acceptLoop(ctx, l, p.log, p.accepted) })
@@ -136,6 +160,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 		q.stop()
 	}
 	p.tasks.Wait()
+	if failed := p.Close(); failed != nil {
+		p.log.Warn("close the histories", "err", failed)
+	}
 	return err
 }
 
@@ -177,7 +204,7 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 		p.passUnruled(s.tuple, packet)
 		return
 	}
-	q := p.byName[rule.Peer]
+	o := p.planned(rule)
 	p.mu.Lock()
 	v, stale, unused := p.table.SYN(s, packet, time.Now())
 	p.mu.Unlock()
@@ -188,10 +215,15 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	case verdictReinject:
 		p.inject(packet)
 	case verdictPass:
-		p.pass(q, packet)
+		p.pass(o.domain, packet)
 	case verdictOpen:
-		p.open(ctx, q, s.tuple, rule.Handshake == config.Early)
+		p.open(ctx, o, s.tuple, rule.Handshake == config.Early)
 	}
+}
+
+// planned is a stream as its rule wants it, not opened yet.
+func (p *Proxy) planned(r config.StreamRule) *opened {
+	return &opened{domain: p.byName[r.Peer].domain(r.Domain), mode: modeOf(r)}
 }
 
 // passUnruled carries what should not have come here: a workload's packets, or
@@ -199,7 +231,10 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 func (p *Proxy) passUnruled(t tuple, packet []byte) {
 	for _, c := range p.cfg.Cfg.Peers {
 		if q := p.byName[c.Name]; q != nil && contains(c.Subnets, t.dst.Addr()) {
-			p.pass(q, packet)
+			q.mu.Lock()
+			q.unruled++
+			q.mu.Unlock()
+			p.send(q, packet)
 			return
 		}
 	}
@@ -209,29 +244,30 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 }
 
 // open finds a stream for a held SYN: at once for an early one.
-func (p *Proxy) open(ctx context.Context, q *peer, t tuple, early bool) {
+func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 	switch {
-	case !q.reachable() || !p.gate.enter():
-		p.passHeld(q, t)
+	case !o.domain.reachable() || !p.gate.enter():
+		p.passHeld(o.domain, t)
 	case early:
 		p.gate.leave()
-		p.release(t, &opened{peer: q})
+		p.release(t, o)
 	default:
 		p.spawn(func() {
 			defer p.gate.leave()
-			p.ask(ctx, q, t)
+			p.ask(ctx, o, t)
 		})
 	}
 }
 
 // ask has the peer connect and gives the client its answer.
-func (p *Proxy) ask(ctx context.Context, q *peer, t tuple) {
-	pc, window, kind := q.open(ctx, t)
+func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
+	var kind Refusal
+	o.pc, o.window, kind = o.domain.open(ctx, t, o.mode)
 	switch kind {
 	case 0:
-		p.release(t, &opened{peer: q, pc: pc, window: window})
-	case Denied, Unable:
-		p.passHeld(q, t)
+		p.release(t, o)
+	case Denied, Unable, Mismatch:
+		p.passHeld(o.domain, t)
 	default:
 		p.mu.Lock()
 		s, packet, ok := p.table.Refused(t)
@@ -258,17 +294,23 @@ func (p *Proxy) release(t tuple, o *opened) {
 }
 
 // passHeld carries a held SYN as a packet.
-func (p *Proxy) passHeld(q *peer, t tuple) {
+func (p *Proxy) passHeld(d *domain, t tuple) {
 	p.mu.Lock()
 	packet, ok := p.table.Passed(t, time.Now())
 	p.mu.Unlock()
 	if ok {
-		p.pass(q, packet)
+		p.pass(d, packet)
 	}
 }
 
-func (p *Proxy) pass(q *peer, packet []byte) {
-	q.count(func(s *PeerStats) { s.Passed++ })
+// pass carries the SYN of a stream that could not be had as a packet.
+func (p *Proxy) pass(d *domain, packet []byte) {
+	d.count(func(s *Traffic) { s.Passed++ })
+	p.send(d.q, packet)
+}
+
+// send sends a packet into the link.
+func (p *Proxy) send(q *peer, packet []byte) {
 	if err := p.cfg.Net.Pass(q.link, packet); err != nil {
 		p.log.Debug("pass", "peer", q.link.Peer, "err", err)
 	}
@@ -289,7 +331,7 @@ func (p *Proxy) inject(packet []byte) {
 func (o *opened) drop() {
 	if o.pc != nil {
 		o.pc.conn.Close()
-		o.peer.forget(o.pc)
+		o.domain.forget(o.pc)
 	}
 }
 
@@ -323,7 +365,7 @@ func (p *Proxy) join(t tuple) *opened {
 	}
 	rule, split := p.policy.rule(t)
 	if split && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) {
-		return &opened{peer: p.byName[rule.Peer]}
+		return p.planned(rule)
 	}
 	p.stray++
 	return nil
@@ -333,13 +375,13 @@ func (p *Proxy) join(t tuple) *opened {
 func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
 	if o.pc == nil {
 		var kind Refusal
-		if o.pc, o.window, kind = o.peer.open(ctx, t); kind != 0 {
+		if o.pc, o.window, kind = o.domain.open(ctx, t, o.mode); kind != 0 {
 			c.Close()
 			return
 		}
 	}
-	defer o.peer.forget(o.pc)
-	o.peer.relay(t, true, c, o.pc, o.window)
+	defer o.domain.forget(o.pc)
+	o.domain.relay(t, true, c, o.pc, o.mode, o.window)
 }
 
 // expire forgets old tuples until ctx is done.

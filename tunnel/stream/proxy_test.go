@@ -71,12 +71,21 @@ func siteConfig(own, peer string) *config.Config {
 		Subnets: []netip.Prefix{prefix[own]},
 		Peers:   []config.Peer{{Name: peer, Subnets: []netip.Prefix{prefix[peer]}}},
 		Streams: []config.StreamRule{
-			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(4000, 4999), Handshake: config.Faithful},
-			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(5000, 5999), Handshake: config.Early},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(4000, 4999), Handshake: config.Faithful, Domain: "lab"},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(5000, 5999), Handshake: config.Early, Domain: "lab"},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(6000, 6099)},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(6100, 6199), Optimize: config.Compress},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(6200, 6299), Optimize: config.Accelerate},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(6300, 6399), Optimize: config.Off},
+			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(6400, 6400), Domain: "lab"},
 			{Peer: peer, To: []netip.Prefix{prefix[peer]}, Ports: ports(7000, 7000), Handshake: config.Faithful},
 		},
-		Dials:     []config.DialRule{{Peer: peer, To: []netip.Prefix{prefix[own]}, Ports: ports(4000, 5999)}},
-		History:   config.History{Size: 8 << 20},
+		Domains: []config.Domain{{Name: "lab"}},
+		Dials: []config.DialRule{
+			{Peer: peer, To: []netip.Prefix{prefix[own]}, Ports: ports(4000, 5999), Domain: "lab"},
+			{Peer: peer, To: []netip.Prefix{prefix[own]}, Ports: ports(6000, 6499)},
+		},
+		History:   config.History{Size: 8 << 20, Memory: 8 << 20},
 		Workloads: []config.Workload{{Name: "app", IP: workload, Site: "dc2"}},
 	}
 }
@@ -586,7 +595,7 @@ func TestMiss(t *testing.T) {
 		c, s := w.split(4013)
 		exchange(t, c, s, one, nil)
 		time.Sleep(time.Second)
-		epoch := w.b.proxy.Stats().Peers[0].Epoch
+		epoch := w.b.proxy.Stats().Peers[0].Domains[0].Epoch
 
 		w.b.proxy.LoseHistory("dc1")
 		c, s = w.split(4014)
@@ -620,7 +629,7 @@ func TestMiss(t *testing.T) {
 			t.Errorf("nothing but misses: %v", err)
 		}
 		time.Sleep(5 * time.Second)
-		if p := w.b.proxy.Stats().Peers[0]; p.Epoch == epoch || p.Restarts != 1 {
+		if p := w.b.proxy.Stats().Peers[0]; p.Domains[0].Epoch == epoch || p.Restarts != 1 {
 			t.Errorf("after misses in a row: %+v", p)
 		}
 		c, s = w.split(4016)

@@ -3,7 +3,6 @@ package stream
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -57,6 +56,12 @@ type relay struct {
 	desync func()
 	misses int // of intake: in a row
 
+	// of pump
+	sniff   sniffer
+	beside  bool       // a block is being sent beside
+	outcome chan error // its outcome
+	link    linkRate   // of transmit
+
 	sent, received atomic.Uint64 // original bytes from, for the local host
 	closed         chan struct{} // reset or finished
 	wake           chan struct{} // pump: more credit
@@ -85,13 +90,14 @@ type relay struct {
 	clean    bool   // finished
 }
 
-func newRelay(t tuple, near bool, local Conn, pc *peerConn, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
-	return &relay{
+func newRelay(t tuple, near bool, local Conn, pc *peerConn, m mode, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
+	r := &relay{
 		tuple: t, near: near, local: local, pc: pc, bufs: bufs, spawn: spawn,
-		enc: block.NewEncoder(pc.history, pc.id, block.Options{Shop: bufs.shop}), dec: block.NewDecoder(pc.history, pc.id, bufs.shop),
-		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1),
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1), outcome: make(chan error, 1),
 		sendMax: sendMax, grant: newCredit(time.Now()),
 	}
+	r.enc, r.dec = pc.codec(m, bufs.shop)
+	return r
 }
 
 // run relays until both directions have ended or one end was reset. It reports
@@ -159,76 +165,6 @@ func (r *relay) isOver() bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// pump carries what the local host sends to the peer.
-func (r *relay) pump() {
-	for {
-		room := r.awaitCredit()
-		if room == 0 {
-			return
-		}
-		err := r.local.Wait()
-		if err == nil {
-			err = r.forward(room)
-		}
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF):
-			r.sendFin()
-			return
-		case errors.Is(err, errPeerWrite):
-			r.peerLost()
-			return
-		default:
-			r.abort(true)
-			return
-		}
-	}
-}
-
-// errPeerWrite marks an error of the inter-agent connection.
-var errPeerWrite = errors.New("stream: inter-agent connection lost")
-
-// forward reads once from the host, at most room bytes, and sends the block.
-func (r *relay) forward(room uint64) error {
-	data := r.bufs.get()
-	defer r.bufs.put(data)
-	n, err := r.local.Read(data[:min(room, block.MaxBlock)])
-	if n == 0 {
-		return err
-	}
-	frame := r.bufs.get()
-	defer r.bufs.put(frame)
-	r.sent.Add(uint64(n))
-	out := r.enc.Append(beginFrame(frame[:0], frameData), data[:n])
-	if r.pc.out.data(endFrame(out, 0)) != nil {
-		return errPeerWrite
-	}
-	return nil
-}
-
-// awaitCredit returns how many bytes may be sent; 0 means that it is over.
-func (r *relay) awaitCredit() uint64 {
-	for {
-		r.mu.Lock()
-		room, over := r.sendMax-r.sent.Load(), r.over
-		r.mu.Unlock()
-		if over {
-			return 0
-		}
-		if room > 0 {
-			return room
-		}
-		select {
-		case <-r.wake:
-		case <-r.closed:
-		case <-time.After(stallCheck):
-			if _, err := r.local.Unacked(); err != nil {
-				r.abort(true)
-			}
-		}
 	}
 }
 

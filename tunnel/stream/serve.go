@@ -9,8 +9,6 @@ import (
 	"os"
 	"syscall"
 	"time"
-
-	"stitch/tunnel/config"
 )
 
 const (
@@ -27,7 +25,7 @@ const (
 func (q *peer) listen(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {
-		l, err := q.p.cfg.Net.ListenPeer(q.link, config.StreamPort)
+		l, err := q.p.cfg.Net.ListenPeer(q.link, streamPort)
 		if err != nil { // the link process makes the device, a moment later
 			if err.Error() != said {
 				said = err.Error()
@@ -77,7 +75,9 @@ func (q *peer) admit(ctx context.Context, c Conn) {
 	q.inbound++
 	q.p.spawn(func() {
 		q.serve(ctx, c)
-		q.count(func(*PeerStats) { q.inbound-- })
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.inbound--
 	})
 }
 
@@ -86,17 +86,21 @@ func (q *peer) serve(ctx context.Context, c Conn) {
 	pc := newPeerConn(c, q.p.spawn)
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	err := acceptHello(pc, q, &q.link.Token)
+	err := acceptHello(ctx, pc, q, &q.link.Token)
 	<-q.sem
-	defer q.forget(pc)
 	if err == nil {
+		defer pc.domain.forget(pc)
 		err = q.serveOpen(ctx, pc)
 	}
-	if err != nil {
-		c.Close()
-		if errors.Is(err, errAuth) {
-			q.log.Warn("connection refused", "err", err)
-		}
+	if err == nil {
+		return
+	}
+	c.Close()
+	switch {
+	case errors.Is(err, errAuth):
+		q.log.Warn("connection refused", "err", err)
+	case errors.Is(err, errTerms):
+		q.disagree("%v", err)
 	}
 }
 
@@ -114,14 +118,14 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 		return err
 	}
 	t := tuple{o.Src, o.Dst}
-	if !q.p.policy.mayDial(q.link.Peer, t) || q.p.cfg.Net.Own(t.dst.Addr()) || q.p.cfg.Net.Own(t.src.Addr()) {
-		return q.refuse(pc, Denied)
+	if kind := q.mayDial(pc.domain, t); kind != 0 {
+		return q.refuse(pc, kind)
 	}
 	if !q.p.gate.enter() {
 		return q.refuse(pc, Unable)
 	}
 	defer q.p.gate.leave()
-	if err := pc.out.data(appendFrame(nil, frameDialing, nil)); err != nil {
+	if err := pc.send(frameDialing, nil); err != nil {
 		return err
 	}
 	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t) })
@@ -135,8 +139,20 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 		local.Close()
 		return err
 	}
-	q.relay(t, false, local, pc, o.Window)
+	pc.domain.relay(t, false, local, pc, o.Mode, o.Window)
 	return nil
+}
+
+// mayDial is the policy's answer, and never an address of this host.
+func (q *peer) mayDial(d *domain, t tuple) Refusal {
+	kind := q.p.policy.mayDial(q.link.Peer, d.name, t)
+	switch {
+	case kind == 0 && (q.p.cfg.Net.Own(t.dst.Addr()) || q.p.cfg.Net.Own(t.src.Addr())):
+		return Denied
+	case kind == Mismatch:
+		q.disagree("a [[stream]] rule of %s for %v names domain %q, and no [[dial]] rule here does: write the same in both files", q.link.Peer, t.dst, d.name)
+	}
+	return kind
 }
 
 // connect dials a server, waiting a little for a client's port that is still
@@ -154,7 +170,7 @@ func (q *peer) connect(ctx context.Context, t tuple) (Conn, error) {
 
 // refuse answers OPEN and waits for the near agent to close.
 func (q *peer) refuse(pc *peerConn, kind Refusal) error {
-	q.count(func(s *PeerStats) { s.Refused++ })
+	pc.domain.count(func(s *Traffic) { s.Refused++ })
 	pc.out.finish(appendFrame(nil, frameRefused, []byte{byte(kind)}))
 	pc.conn.SetDeadline(time.Now().Add(closeGrace))
 	if err := pc.await(); err == nil {

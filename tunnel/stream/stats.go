@@ -1,6 +1,12 @@
 package stream
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+	"time"
+
+	"stitch/dedupe"
+)
 
 // Stats is a snapshot of a Proxy, for status and metrics.
 type Stats struct {
@@ -22,13 +28,48 @@ type Stats struct {
 // MaxFlows bounds Stats.Flows.
 const MaxFlows = 256
 
-// PeerStats counts the streams of one peer since the process started.
+// PeerStats is one peer; the traffic of its domains, added up, since the
+// process started.
 type PeerStats struct {
 	Peer string `json:"peer"`
 	// Ready is the number of warm connections waiting for a stream.
 	Ready int `json:"ready"`
 	// Alive says that the peer's agent can be reached for new streams.
 	Alive bool `json:"alive"`
+	Traffic
+	// Congestion is the congestion control of the inter-agent connections.
+	Congestion string `json:"congestion"`
+	// LastError says why the peer's agent could last not be reached.
+	LastError string `json:"last_error,omitempty"`
+	// Conflict says what the configurations of the two sites, or their
+	// releases, disagree about; what it concerns is carried as packets.
+	Conflict string `json:"conflict,omitempty"`
+	// Domains are those that rules for the peer name.
+	Domains []DomainStats `json:"domains"`
+}
+
+// DomainStats is one domain of one peer.
+type DomainStats struct {
+	// Domain is the name; empty for streams that match only themselves.
+	Domain string `json:"domain"`
+	// Ready and Alive are as in PeerStats, LastError too.
+	Ready     int    `json:"ready"`
+	Alive     bool   `json:"alive"`
+	LastError string `json:"last_error,omitempty"`
+	Traffic
+	// Epoch names this side's history; InStep says that it is in step with the
+	// peer's. Resyncs counts how often it was brought in step.
+	Epoch   uint64 `json:"epoch"`
+	InStep  bool   `json:"in_step"`
+	Resyncs uint64 `json:"resyncs"`
+	// History describes what is kept; Alarm what its last meeting with the
+	// peer's showed, "" if all was well.
+	History dedupe.Stats `json:"history"`
+	Alarm   string       `json:"alarm,omitempty"`
+}
+
+// Traffic counts streams and their bytes.
+type Traffic struct {
 	// Open and Total are streams; Refused those the far server or agent did
 	// not open; Reset those that ended by reset; Passed the SYNs carried as
 	// packets because no stream could be had.
@@ -49,21 +90,16 @@ type PeerStats struct {
 	Literal int64 `json:"literal"`
 	Zero    int64 `json:"zero"`
 	Resent  int64 `json:"resent"`
-	// Epoch names the present history, Restarts counts how often it was
-	// dropped because the peer's was gone.
-	Epoch    uint64 `json:"epoch"`
+	// Restarts counts how often the peer or this side had to begin anew.
 	Restarts uint64 `json:"restarts"`
-	// Congestion is the congestion control of the inter-agent connections.
-	Congestion string `json:"congestion"`
-	// LastError says why the peer's agent could last not be reached.
-	LastError string `json:"last_error,omitempty"`
 }
 
 // Flow is one open stream.
 type Flow struct {
-	Peer string         `json:"peer"`
-	Src  netip.AddrPort `json:"src"`
-	Dst  netip.AddrPort `json:"dst"`
+	Peer   string         `json:"peer"`
+	Domain string         `json:"domain"`
+	Src    netip.AddrPort `json:"src"`
+	Dst    netip.AddrPort `json:"dst"`
 	// Side is "near" (the client is here) or "far" (the server is here).
 	Side     string `json:"side"`
 	BytesOut int64  `json:"bytes_out"`
@@ -84,32 +120,71 @@ func (p *Proxy) Stats() Stats {
 	return s
 }
 
-// snapshot adds what is open to what has ended, and lists up to most flows.
+// snapshot lists the domains and adds them up, with up to most flows.
 func (q *peer) snapshot(most int) (PeerStats, []Flow) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := q.stats
-	s.Peer, s.Ready, s.Alive, s.Open = q.link.Peer, len(q.ready), q.alive, len(q.relays)
-	s.Epoch, s.Congestion = q.epochs.own, q.lastCC
-	if q.lastErr != nil {
-		s.LastError = q.lastErr.Error()
+	s := PeerStats{Peer: q.link.Peer, Congestion: q.lastCC}
+	s.Passed = q.unruled
+	if q.conflict != "" && time.Since(q.conflicts) < disagreeLife {
+		s.Conflict = q.conflict
 	}
-	for pc := range q.conns {
+	var flows []Flow
+	for _, d := range q.domains {
+		ds, more := d.snapshot(most - len(flows))
+		s.Domains, flows = append(s.Domains, ds), append(flows, more...)
+		s.Ready += ds.Ready
+		s.Alive = s.Alive || ds.Alive
+		s.LastError = cmp.Or(s.LastError, ds.LastError)
+		s.Traffic.sum(&ds.Traffic)
+	}
+	return s, flows
+}
+
+// snapshot adds what is open to what has ended; the peer's mu is held.
+func (d *domain) snapshot(most int) (DomainStats, []Flow) {
+	s := DomainStats{
+		Domain: d.name, Ready: len(d.ready), Alive: d.alive, Traffic: d.stats,
+		Epoch: d.epochs.own, InStep: d.epochs.peer != 0, Resyncs: d.resyncs, History: d.history.Stats(), Alarm: d.alarm,
+	}
+	s.Open = len(d.relays)
+	if d.lastErr != nil {
+		s.LastError = d.lastErr.Error()
+	}
+	for pc := range d.conns {
 		s.WireIn += pc.read.Load()
 		s.WireOut += pc.out.written.Load()
 	}
 	var flows []Flow
-	for r := range q.relays {
+	for r := range d.relays {
 		s.add(r)
 		if len(flows) < most {
-			flows = append(flows, r.flow(s.Peer))
+			flows = append(flows, r.flow(d.q.link.Peer))
 		}
 	}
 	return s, flows
 }
 
+// sum adds o.
+func (s *Traffic) sum(o *Traffic) {
+	s.Open += o.Open
+	s.Total += o.Total
+	s.Refused += o.Refused
+	s.Reset += o.Reset
+	s.Passed += o.Passed
+	s.BytesOut += o.BytesOut
+	s.WireOut += o.WireOut
+	s.BytesIn += o.BytesIn
+	s.WireIn += o.WireIn
+	s.Matched += o.Matched
+	s.Literal += o.Literal
+	s.Zero += o.Zero
+	s.Resent += o.Resent
+	s.Restarts += o.Restarts
+}
+
 // add counts a stream's bytes.
-func (s *PeerStats) add(r *relay) {
+func (s *Traffic) add(r *relay) {
 	enc := r.enc.Stats()
 	s.BytesOut += int64(r.sent.Load())
 	s.BytesIn += int64(r.received.Load())
@@ -124,5 +199,5 @@ func (r *relay) flow(peer string) Flow {
 	if r.near {
 		side = "near"
 	}
-	return Flow{Peer: peer, Src: r.src, Dst: r.dst, Side: side, BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load())}
+	return Flow{Peer: peer, Domain: r.pc.domain.name, Src: r.src, Dst: r.dst, Side: side, BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load())}
 }

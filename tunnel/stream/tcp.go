@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -103,6 +104,20 @@ func (c *tcpConn) RTT() time.Duration {
 		return 0
 	}
 	return time.Duration(info.Min_rtt) * time.Microsecond
+}
+
+// appLimited is tcpi_delivery_rate_app_limited, a bit of the eighth byte of
+// struct tcp_info, which package unix leaves unnamed.
+const appLimited = 1
+
+// DeliveryRate implements Conn.
+func (c *tcpConn) DeliveryRate() (rate float64, limited bool) {
+	info, err := c.info()
+	if err != nil {
+		return 0, false
+	}
+	flags := (*[8]byte)(unsafe.Pointer(info))[7]
+	return float64(info.Delivery_rate), flags&appLimited != 0
 }
 
 // Congestion implements Conn.

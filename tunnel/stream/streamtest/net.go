@@ -155,6 +155,18 @@ func (n *Net) Kill() {
 	}
 }
 
+// Vanish is the sudden death of the whole machine: the other ends of its
+// connections hear nothing of it.
+func (n *Net) Vanish() {
+	n.mu.Lock()
+	for _, c := range n.conns {
+		c.vanish()
+	}
+	n.conns = nil
+	n.mu.Unlock()
+	n.Kill()
+}
+
 // Intercept implements stream.Net.
 func (n *Net) Intercept(uint16) ([]stream.Listener, error) {
 	n.mu.Lock()

@@ -215,6 +215,14 @@ func (c *Conn) Close() error {
 	return nil
 }
 
+// vanish ends this end without a word to the other one.
+func (c *Conn) vanish() {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.closed = true
+	c.p.cond.Broadcast()
+}
+
 // Finish implements stream.Conn. Like a kernel, it resets if something was
 // not read.
 func (c *Conn) Finish() error {
@@ -248,6 +256,9 @@ func (c *Conn) Unacked() (int, error) {
 
 // RTT implements stream.Conn.
 func (c *Conn) RTT() time.Duration { return 2 * c.p.delay }
+
+// DeliveryRate implements stream.Conn: it is not known.
+func (c *Conn) DeliveryRate() (rate float64, limited bool) { return 0, false }
 
 // Congestion implements stream.Conn.
 func (c *Conn) Congestion() string { return "memory" }

@@ -1,0 +1,460 @@
+package stream
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"stitch/dedupe"
+	"stitch/tunnel/config"
+)
+
+const (
+	// warm is how many connections are kept ready per domain that streams from
+	// here use.
+	warm = 4
+	// maxPrivate bounds the memory, per direction, of the history of streams
+	// that match only themselves.
+	maxPrivate = 64 << 20
+)
+
+// domain is what this site and one peer share under one name: a history, and
+// the connections that are tied to it. The one without a name is for streams
+// that match only themselves. Fields below mu are guarded by the peer's mu.
+type domain struct {
+	q       *peer
+	name    string
+	tenants bool // are many, says our configuration
+	keep    int  // connections to keep ready
+	log     *slog.Logger
+	wake    chan struct{} // maintain: look
+	turn    chan struct{} // holds a token while histories are brought in step
+
+	// guarded by q.mu
+	epochs  epochs
+	gen     int           // of the epochs: how often they changed
+	changed chan struct{} // closed and renewed when they do
+	history *dedupe.History
+	ready   []*peerConn
+	conns   map[*peerConn]struct{}
+	relays  map[*relay]struct{}
+	alive   bool
+	lastErr error
+	stats   Traffic // of what has ended
+	resyncs uint64
+	alarm   string // of the last resync
+}
+
+// newDomain returns a domain that keeps so many connections ready. Its history
+// is open.
+func newDomain(q *peer, name string, tenants bool, keep int) (*domain, error) {
+	history, err := dedupe.Open(historyConfig(q.p.cfg.Cfg.History, q.link.Peer, name))
+	if err != nil {
+		return nil, fmt.Errorf("history of domain %q with %s: %w", name, q.link.Peer, err)
+	}
+	d := &domain{
+		q: q, name: name, tenants: tenants, keep: keep, log: q.log.With("domain", name),
+		wake: make(chan struct{}, 1), turn: make(chan struct{}, 1), changed: make(chan struct{}),
+		history: history,
+		conns:   make(map[*peerConn]struct{}), relays: make(map[*relay]struct{}),
+	}
+	d.epochs.own, err = q.p.epoch()
+	return d, err
+}
+
+// historyConfig says how the history of a domain with a peer is kept. That of
+// streams which match only themselves is small and not kept: what they leave is
+// of no use to others.
+func historyConfig(c config.History, peer, domain string) dedupe.Config {
+	if domain == "" {
+		return dedupe.Config{Size: min(c.Memory, maxPrivate)}
+	}
+	out := dedupe.Config{Size: c.Size, Memory: c.Memory}
+	if c.Dir == "" {
+		return out
+	}
+	out.Dir = filepath.Join(c.Dir, peer, domain)
+	if !c.Key.IsZero() { // one key for each store, so that none sees another's nonces
+		m := hmac.New(sha256.New, c.Key[:])
+		fmt.Fprintf(m, "stitch history 1 %s %s", peer, domain)
+		out.Key = m.Sum(nil)
+	}
+	return out
+}
+
+// leads reports whether this side begins to bring the histories in step; the
+// other one waits for it, so that they never do it twice at a time.
+func (d *domain) leads() bool { return d.q.odd == 0 }
+
+// hello draws the hello of a new connection.
+func (d *domain) hello(id uint64) (hello, error) {
+	d.q.mu.Lock()
+	h := hello{
+		Min: minVersion, Max: maxVersion, Offered: ourFeatures, Tenants: d.tenants, Domain: d.name,
+		ConnID: id, Epoch: d.epochs.own, Tied: d.epochs.peer,
+	}
+	d.q.mu.Unlock()
+	_, err := io.ReadFull(d.q.p.cfg.Rand, h.Nonce[:])
+	return h, err
+}
+
+// setEpochs changes the epochs and tells those who wait for it; mu is held.
+func (d *domain) setEpochs(e epochs) {
+	d.epochs = e
+	d.gen++
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// adopt makes a connection ready under the epochs of its hellos, or reports
+// that these are past.
+func (d *domain) adopt(pc *peerConn, own, theirs hello, t terms) bool {
+	q := d.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stopping || d.epochs.own != own.Epoch || !d.epochs.tied(theirs.Epoch) {
+		return false
+	}
+	pc.domain, pc.gen, pc.history, pc.terms = d, d.gen, d.history, t
+	d.conns[pc] = struct{}{}
+	q.lastCC = pc.conn.Congestion()
+	return true
+}
+
+// restart starts the history again, empty, if the epochs are still those of
+// gen: the two sides no longer agree about what is in it.
+func (d *domain) restart(gen int) {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if d.gen != gen {
+		return
+	}
+	own, err := d.q.p.epoch()
+	if err != nil {
+		d.log.Error("no new epoch", "err", err)
+		return
+	}
+	d.log.Warn("histories differ: starting again")
+	d.history.Restart()
+	d.setEpochs(epochs{own: own})
+	d.stats.Restarts++
+	d.dropConns()
+}
+
+// dropConns resets every connection; mu is held.
+func (d *domain) dropConns() {
+	d.ready = nil
+	for pc := range d.conns {
+		pc.conn.Close()
+	}
+	signal(d.wake)
+}
+
+// forget ends the account of a connection.
+func (d *domain) forget(pc *peerConn) {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	delete(d.conns, pc)
+	d.stats.WireIn += pc.read.Load()
+	d.stats.WireOut += pc.out.written.Load()
+}
+
+// dial makes one connection ready.
+func (d *domain) dial(ctx context.Context) (*peerConn, error) {
+	q := d.q
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout+resyncTimeout)
+	defer cancel()
+	select {
+	case q.out <- struct{}{}:
+		defer func() { <-q.out }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	c, err := q.p.cfg.Net.DialPeer(ctx, q.link, streamPort)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	q.mu.Lock()
+	q.lastID++
+	id := q.lastID<<1 | q.odd
+	q.mu.Unlock()
+	pc := newPeerConn(c, q.p.spawn)
+	if err := dialHello(ctx, pc, d, id); err != nil {
+		c.Close()
+		d.forget(pc)
+		return nil, err
+	}
+	return pc, nil
+}
+
+// maintain keeps connections ready.
+func (d *domain) maintain(ctx context.Context) {
+	pause := backoffMin
+	for ctx.Err() == nil {
+		if d.prune() >= d.keep {
+			select {
+			case <-d.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		pc, err := d.dial(ctx)
+		if err == nil {
+			pause = backoffMin
+			d.park(pc)
+			continue
+		}
+		if errors.Is(err, errRestarted) && pause == backoffMin {
+			pause = 2 * backoffMin
+			continue // the next one finds both sides in step
+		}
+		d.setState(err)
+		sleep(ctx, pause/2+rand.N(pause/2))
+		pause = min(2*pause, backoffMax)
+	}
+}
+
+// setState records whether the peer could be reached.
+func (d *domain) setState(err error) {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if (err == nil) != d.alive {
+		d.log.Info("peer agent", "reachable", err == nil, "err", err)
+	}
+	d.alive, d.lastErr = err == nil, err
+}
+
+// park puts a connection among the ready ones.
+func (d *domain) park(pc *peerConn) {
+	pc.watch(d.q.p.spawn, func() { signal(d.wake) })
+	d.setState(nil)
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if pc.gen != d.gen || d.q.stopping {
+		pc.conn.Close()
+		return
+	}
+	d.ready = append(d.ready, pc)
+}
+
+// prune forgets ready connections that have ended; it returns how many remain.
+func (d *domain) prune() int {
+	d.q.mu.Lock()
+	var ended []*peerConn
+	d.ready = slices.DeleteFunc(d.ready, func(pc *peerConn) bool {
+		if len(pc.watched) == 0 {
+			return false
+		}
+		ended = append(ended, pc)
+		return true
+	})
+	n := len(d.ready)
+	d.q.mu.Unlock()
+	for _, pc := range ended {
+		pc.conn.Close()
+		d.forget(pc)
+	}
+	return n
+}
+
+// take returns a ready connection, or makes one if the peer was lately there.
+func (d *domain) take(ctx context.Context) (*peerConn, error) {
+	for {
+		d.q.mu.Lock()
+		n := len(d.ready)
+		if n == 0 {
+			alive, err := d.alive, d.lastErr
+			d.q.mu.Unlock()
+			if !alive {
+				return nil, cmpErr(err, errNoPeer)
+			}
+			signal(d.wake) // maintain finds out whether the peer is still there
+			return d.dial(ctx)
+		}
+		pc := d.ready[n-1]
+		d.ready = d.ready[:n-1]
+		d.q.mu.Unlock()
+		signal(d.wake)
+		if pc.unwatch() {
+			return pc, nil
+		}
+		pc.conn.Close()
+		d.forget(pc)
+	}
+}
+
+// reachable reports whether a stream of the domain is worth trying.
+func (d *domain) reachable() bool {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	return d.alive || len(d.ready) > 0
+}
+
+// open has the peer connect. Kind 0 is success; the caller then owns pc.
+func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, window uint32, kind Refusal) {
+	for range warm + 1 {
+		pc, err := d.take(ctx)
+		if err != nil {
+			return nil, 0, Unable
+		}
+		window, kind, dialling, err := requestOpen(pc, t, m)
+		if err == nil && kind == 0 {
+			return pc, window, 0
+		}
+		pc.conn.Close()
+		d.forget(pc)
+		if err == nil {
+			d.count(func(s *Traffic) { s.Refused++ })
+			if kind == Mismatch {
+				d.q.disagree("the [[dial]] rule of %s for %v names another domain than %q: write the same in both files", d.q.link.Peer, t.dst, d.name)
+			}
+			return nil, 0, kind
+		}
+		if dialling || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, 0, Unable
+}
+
+// relay carries a stream to its end and accounts for it.
+func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, window uint32) {
+	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.p.bufs, d.q.p.spawn)
+	r.desync = func() { d.restart(pc.gen) }
+	d.q.mu.Lock()
+	stopping := d.q.stopping || d.gen != pc.gen
+	d.relays[r] = struct{}{}
+	d.stats.Total++
+	d.q.mu.Unlock()
+	if stopping {
+		r.abort(false)
+	}
+	clean := r.run()
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	delete(d.relays, r)
+	d.stats.add(r)
+	if !clean {
+		d.stats.Reset++
+	}
+}
+
+func (d *domain) count(f func(*Traffic)) {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	f(&d.stats)
+}
+
+// resync brings the two histories in step on a connection of the leading side,
+// which has authenticated itself; exchange gives the peer our summary and
+// returns its own. It returns errRestarted when another connection has done so
+// meanwhile: this one was made under past epochs.
+func (d *domain) resync(ctx context.Context, own, peer hello, exchange func(summary []byte) ([]byte, error)) error {
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !d.untie(own, peer) {
+		return errRestarted
+	}
+	if err := d.quiet(ctx); err != nil {
+		return err
+	}
+	mine := d.history.Summary()
+	theirs, err := exchange(mine)
+	if err != nil {
+		return err
+	}
+	return d.tie(own, peer, mine, theirs)
+}
+
+// tie keeps what both histories hold and ties their epochs.
+func (d *domain) tie(own, peer hello, mine, theirs []byte) error {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if d.epochs.own != own.Epoch {
+		return errRestarted
+	}
+	a, err := d.history.Agree(mine, theirs)
+	if err != nil {
+		return fmt.Errorf("stream: domain %q: %w", d.name, err)
+	}
+	d.setEpochs(epochs{own.Epoch, peer.Epoch})
+	d.resyncs++
+	d.alarm = a.Alarm
+	d.log.Info("histories are in step", "kept_sent", a.Sent, "kept_received", a.Received, "summary", len(mine)+len(theirs))
+	if a.Alarm != "" {
+		d.log.Warn(a.Alarm)
+	}
+	return nil
+}
+
+// untie ends the work under past epochs. False: own is itself past, or the
+// histories are in step already, by another connection.
+func (d *domain) untie(own, peer hello) bool {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if d.epochs.own != own.Epoch || d.epochs.peer != own.Tied {
+		return false
+	}
+	if d.epochs.peer != 0 {
+		d.log.Info("peer restarted: bringing the histories in step")
+		d.stats.Restarts++
+	}
+	d.setEpochs(epochs{own: own.Epoch})
+	d.dropConns()
+	return true
+}
+
+// quiet waits until no stream uses the history any more.
+func (d *domain) quiet(ctx context.Context) error {
+	for {
+		d.q.mu.Lock()
+		n := len(d.relays)
+		d.q.mu.Unlock()
+		if n == 0 || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		sleep(ctx, 5*time.Millisecond)
+	}
+}
+
+// awaitTie waits, on the leading side, until our own connection has brought the
+// histories in step with the peer's of that epoch.
+func (d *domain) awaitTie(ctx context.Context, own, peer hello) error {
+	for {
+		d.q.mu.Lock()
+		e, changed := d.epochs, d.changed
+		if e.own == own.Epoch && !e.tied(peer.Epoch) && e.peer != 0 && e.peer == own.Tied {
+			d.setEpochs(epochs{own: e.own}) // the peer has restarted: what we have is past
+			d.stats.Restarts++
+			d.dropConns()
+			changed = d.changed
+		}
+		d.q.mu.Unlock()
+		if e.own != own.Epoch {
+			return errRestarted
+		}
+		if e.tied(peer.Epoch) {
+			return nil
+		}
+		signal(d.wake)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
