@@ -126,6 +126,11 @@ func (d *domain) adopt(pc *peerConn, own, theirs hello, t terms) bool {
 	pc.domain, pc.gen, pc.history, pc.terms = d, d.gen, d.history, t
 	d.conns[pc] = struct{}{}
 	q.lastCC = pc.conn.Congestion()
+	for _, other := range q.domains {
+		if !other.alive {
+			signal(other.wake)
+		}
+	}
 	return true
 }
 
@@ -219,8 +224,19 @@ func (d *domain) maintain(ctx context.Context) {
 			continue // the next one finds both sides in step
 		}
 		d.setState(err)
-		sleep(ctx, pause/2+rand.N(pause/2))
+		d.rest(ctx, pause/2+rand.N(pause/2))
 		pause = min(2*pause, backoffMax)
+	}
+}
+
+// rest sleeps, but not when the peer is met meanwhile.
+func (d *domain) rest(ctx context.Context, pause time.Duration) {
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-d.wake:
+	case <-ctx.Done():
 	}
 }
 

@@ -97,7 +97,13 @@ func ListenerHello(c Conn, token [32]byte) error {
 	if err != nil {
 		return err
 	}
-	mine := strangerHello().append(nil)
+	peer, err := parseHello(theirs)
+	if err != nil {
+		return err
+	}
+	h := strangerHello()
+	h.Domain = peer.Domain
+	mine := h.append(nil)
 	mac := helloMAC(&token, listenerLabel, theirs, mine)
 	c.Write(appendFrame(nil, frameWelcome, append(mine[:len(mine):len(mine)], mac[:]...)))
 	_, _, err = readFrame(c, nil)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -177,7 +178,9 @@ func (r *rig) until(what string, f func() bool) {
 func (r *rig) ready() {
 	r.t.Helper()
 	for site := range r.edges {
-		r.until(site+" has warm connections", func() bool { return r.stats(site).Peers[0].Ready > 0 })
+		r.until(site+" has warm connections", func() bool {
+			return !slices.ContainsFunc(r.stats(site).Peers[0].Domains, func(d stream.DomainStats) bool { return d.Ready == 0 })
+		})
 	}
 }
 
