@@ -2,8 +2,11 @@ package tunnel
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
 
@@ -28,6 +31,7 @@ type linkPlane struct {
 	tuns     map[string]netdev.Device
 	links    map[string]*sender
 	segments []*segment
+	ports    map[uint16]*ether.Port // of segments, by id
 	manager  *redirect.Manager
 	parts    []Runner
 	closers  []func() error // in the order of opening
@@ -43,6 +47,8 @@ type segment struct {
 type sender struct {
 	peer config.Peer
 	link atomic.Pointer[wg.Link]
+	// unknown counts frames that came for no segment of ours.
+	unknown atomic.Uint64
 }
 
 // SendFrame implements ether.Sender.
@@ -54,7 +60,7 @@ func (s *sender) SendFrame(segment uint16, frame []byte) bool {
 // RunLink runs the link plane until ctx ends. Devices, rules and routes then
 // stay for the next start to adopt, with nothing behind them: see Clean.
 func (a *Agent) RunLink(ctx context.Context) (err error) {
-	p := &linkPlane{Agent: a, tuns: map[string]netdev.Device{}, links: map[string]*sender{}}
+	p := &linkPlane{Agent: a, tuns: map[string]netdev.Device{}, links: map[string]*sender{}, ports: map[uint16]*ether.Port{}}
 	if p.info, err = Links(a.cfg); err != nil {
 		return err
 	}
@@ -119,16 +125,33 @@ func (p *linkPlane) openSegment(seg config.Segment) error {
 	for _, name := range seg.Peers {
 		peers[name] = p.links[name]
 	}
+	id, err := drawID(p.seams.Rand)
+	if err != nil {
+		return errors.Join(err, attached.Close(), tap.Close())
+	}
 	port := ether.Open(ether.Config{
-		Segment: seg, Peers: peers, TAP: tap, Own: attached.Own, Log: p.log,
+		Segment: seg, Peers: peers, TAP: tap, Own: attached.Own, ID: id, Log: p.log,
 		Static:     func() []ether.StaticMAC { return p.static(seg.ID) },
 		OnAnnounce: func(a ether.Announcement) { p.manager.Announce(a.MAC, a.IP) },
 	})
 	// The port closes its TAP; the TAP leaves the bridge with the attachment.
 	p.closers = append(p.closers, attached.Close, port.Close)
 	p.segments = append(p.segments, &segment{seg, port})
+	p.ports[seg.ID] = port
 	p.parts = append(p.parts, port)
 	return nil
+}
+
+// drawID draws a number that is not 0.
+func drawID(r io.Reader) (uint64, error) {
+	if r == nil {
+		r = rand.Reader
+	}
+	var b [8]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return 0, fmt.Errorf("draw a number for a segment: %w", err)
+	}
+	return binary.BigEndian.Uint64(b[:]) | 1, nil
 }
 
 // static names the workloads of a segment where the configuration puts them.
@@ -223,14 +246,13 @@ func (p *linkPlane) connect() error {
 	return nil
 }
 
-// fromLink hands a frame to the segment it belongs to; an unknown segment, or
-// one that is not stretched to that peer, is dropped.
+// fromLink hands a frame to the segment it belongs to; a frame of an unknown
+// segment is counted. One that is not stretched to that peer drops it.
 func (p *linkPlane) fromLink(peer string, id uint16, frame []byte) {
-	for _, s := range p.segments {
-		if s.cfg.ID == id {
-			s.port.FromLink(peer, frame)
-			return
-		}
+	if port := p.ports[id]; port != nil {
+		port.FromLink(peer, frame)
+	} else {
+		p.links[peer].unknown.Add(1)
 	}
 }
 

@@ -19,10 +19,15 @@ func (p *linkPlane) status(context.Context) control.Status {
 		if l.State != string(wg.Up) && !peer.Stock {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s: is its agent running, is UDP to %s open, do the keys match?", peer.Name, l.State, cmp.Or(peer.Endpoint, "this host")))
 		}
+		if l.UnknownSegment > 0 {
+			s.Alarms = append(s.Alarms, fmt.Sprintf("%s sends frames of a segment that is not configured here: do both sites list the same segment ids?", peer.Name))
+		}
 		s.Links = append(s.Links, l)
 	}
 	for _, seg := range p.segments {
-		s.Segments = append(s.Segments, control.Raw(seg.port.Stats()))
+		st := seg.port.Stats()
+		s.Segments = append(s.Segments, control.Raw(st))
+		s.Alarms = append(s.Alarms, st.Alarms()...)
 	}
 	m := p.manager.Stats()
 	s.Redirect = control.Raw(m)
@@ -42,6 +47,7 @@ func (p *linkPlane) status(context.Context) control.Status {
 // linkStatus is the status of the link to peer.
 func (p *linkPlane) linkStatus(peer config.Peer) control.LinkStatus {
 	out := control.LinkStatus{Peer: peer.Name, State: string(wg.Connecting), Device: p.info[peer.Name].Device, LastHandshake: -1}
+	out.UnknownSegment = p.links[peer.Name].unknown.Load()
 	l := p.links[peer.Name].link.Load()
 	if l == nil {
 		return out

@@ -81,6 +81,9 @@ type LinkStatus struct {
 	Loss float64 `json:"loss"`
 	// LastHandshake is the age of the session in seconds, -1 without one.
 	LastHandshake float64 `json:"last_handshake_s"`
+	// UnknownSegment counts frames that came for a segment this site does not
+	// have.
+	UnknownSegment uint64 `json:"unknown_segment,omitempty"`
 	// Detail is a wg.Stats.
 	Detail json.RawMessage `json:"detail,omitempty"`
 }

@@ -61,9 +61,61 @@
 //
 // An announcement or a first data frame of a MAC that was elsewhere, seen on
 // the LAN, is reported to Config.OnAnnounce before the frame goes on.
+//
+// # A host nobody has heard of
+//
+// Unicast to a MAC that is not in the table is dropped, but it is looked for, 20
+// hosts a second and each once a second: by the ARP request or neighbour
+// solicitation that the sender would make for the packet's destination (the
+// host's answer teaches every edge on its way), or, when the packet's
+// destination says nothing about the host, by a question to the other agents.
+// Besides, an agent asks each peer's for all its hosts when it starts, until it
+// is answered, and once a minute. So a restart of one agent or of all costs
+// hosts that keep each other's MAC for ever a packet or two. Only a protocol
+// other than IP, after a restart of both agents, waits until its host speaks.
+// What a peer lists is learnt if it was unknown, and moves nothing.
+//
+// # Loops
+//
+// A second way between the LANs of a segment, or within one, is found by probes
+// that agents put into their LANs every 300 ms, also in each VLAN that is
+// carried (64 at a time). One of the two edges that see it blocks the segment:
+// the one with the greater random number, or within 0.8 s the other one. Nothing
+// but probes is looked at then; what was learnt is forgotten, since it may be
+// wrong; routed traffic and streams go on. 5 s after the last probe the segment
+// carries again. Anybody on a LAN who sends frames back can cause this, as he
+// can cause a loop.
+//
+// # More than two sites
+//
+// A segment is a full mesh: each edge sends a copy of a broadcast to every other
+// one (ingress replication), none passes on what it got from a link (split
+// horizon), so everything arrives once. Each peer has its own share of the
+// tables and its own limits: one that misbehaves takes nothing from the others.
+//
+// # Messages between agents
+//
+// Frames of EtherType 0x88b7 (IEEE 802, OUI extended) from a unicast address
+// that is f2 and the low five bytes of the sender's id, to the group
+// 03:53:54:00:00:01. In numbers of big-endian order:
+//
+//	 0  02 53 54 00 01   our code
+//	 5  version 1
+//	 6  type u8: 1 probe, 2 ask, 3 have
+//	 7  flags u8: probe: 1 the sender has blocked its segment;
+//	    have: 1 the last part of an answer to "all"
+//	 8  segment u16
+//	10  id u64, random for each start of a port
+//	18  probe: nothing. ask: one host, zero: all.
+//	    have: number u8 of hosts, and that many hosts
+//
+// A host is VLAN u16 (0: untagged) and MAC. Probes are for the LAN only, the
+// others for links only. Other types, versions and bytes at the end are ignored;
+// whatever has our code never crosses from a LAN.
 package ether
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 
@@ -136,6 +188,9 @@ type Config struct {
 	// MACs that are no workload's BroadcastLimit a second. It must not block
 	// and may call Claim. Nil: nobody listens.
 	OnAnnounce func(Announcement)
+	// ID is a random number that tells this port from every other one. With 0
+	// it neither finds loops nor exchanges hosts with the peers' agents.
+	ID uint64
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -148,12 +203,12 @@ type Stats struct {
 	LANFrames uint64 `json:"lan_frames"`
 	LANBytes  uint64 `json:"lan_bytes"`
 	ToPeers   uint64 `json:"to_peers"`
-	// LinkFrames and LinkBytes came from peers, Answers is the number of
-	// answers to address requests made here, ToLAN were written to the LAN:
-	// ToLAN and FromLink add up to LinkFrames and Answers.
+	// LinkFrames and LinkBytes came from peers, Made is the number of frames
+	// made here for the LAN (answers to address requests, loop probes), ToLAN
+	// were written to the LAN: ToLAN and FromLink add up to LinkFrames and Made.
 	LinkFrames uint64 `json:"link_frames"`
 	LinkBytes  uint64 `json:"link_bytes"`
-	Answers    uint64 `json:"answers"`
+	Made       uint64 `json:"made"`
 	ToLAN      uint64 `json:"to_lan"`
 	// FromLAN and FromLink count the dropped frames by reason; reasons that
 	// never happened are left out.
@@ -171,8 +226,25 @@ type Stats struct {
 	// that MACs claimed by turns.
 	Addresses int    `json:"addresses"`
 	Disputes  uint64 `json:"disputes"`
+	// Loop says why the segment is blocked now; absent: it is not. Loops
+	// counts the blocks.
+	Loop  *Loop  `json:"loop,omitempty"`
+	Loops uint64 `json:"loops"`
+	// Queries counts the searches for unknown destinations.
+	Queries uint64 `json:"queries"`
 	// Announcements were reported to OnAnnounce; Relearn counts the frames put
 	// into the LAN so that its bridge follows a claimed workload.
 	Announcements uint64 `json:"announcements"`
 	Relearn       uint64 `json:"relearn"`
+}
+
+// Alarms are sentences about what needs a person; none when all is well.
+func (s *Stats) Alarms() (list []string) {
+	if s.Loop != nil {
+		list = append(list, fmt.Sprintf("segment %d is blocked: %v; remove the second way between the LANs", s.Segment, s.Loop))
+	}
+	if s.Frozen > 0 {
+		list = append(list, fmt.Sprintf("segment %d: %d addresses move between sites too often and are frozen: look for a loop or a duplicate", s.Segment, s.Frozen))
+	}
+	return list
 }

@@ -1,6 +1,7 @@
 package ether
 
 import (
+	"slices"
 	"time"
 
 	"stitch/tunnel/config"
@@ -257,6 +258,30 @@ func (t *table) remove(e *entry) {
 	}
 	t.unlink(e)
 	delete(t.byMAC, e.key)
+}
+
+// flush forgets what was learnt, and every move: all of it may be the work of a
+// loop. Workloads go back to where they were last claimed to be.
+func (t *table) flush() {
+	for _, e := range t.byMAC {
+		e.flaps = flaps{}
+		if !e.workload {
+			t.remove(e)
+			continue
+		}
+		for _, n := range slices.Clone(e.ips) {
+			if !n.static {
+				t.unbind(n)
+			}
+		}
+		t.unlink(e)
+		t.bound[e.place] -= len(e.ips)
+		e.place = e.claimed
+		t.bound[e.place] += len(e.ips)
+		t.link(e)
+	}
+	clear(t.frozen)
+	t.frozen = t.frozen[:0]
 }
 
 // places returns how many MACs are at a place, workloads included.

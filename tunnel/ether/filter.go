@@ -34,6 +34,8 @@ type info struct {
 	// wants is the address that an ARP request or neighbour solicitation of ip
 	// asks for.
 	wants netip.Addr
+	// agent: a message between agents.
+	agent bool
 	// from and to are the addresses of an IP packet.
 	from, to netip.Addr
 }
@@ -133,6 +135,10 @@ func (f *filter) protocol(h *header) (info, Reason) {
 		return info{}, PortAuth
 	case typeSlow, typePause:
 		return info{}, SlowProtocol
+	case typeExtended:
+		if isAgent(h.payload) {
+			return info{agent: true}, Carried
+		}
 	}
 	return info{}, f.listed(h.etherType, Carried)
 }

@@ -39,6 +39,8 @@ type Port struct {
 	done   chan struct{} // closed by Close
 	close  func() error
 	count  portCounts
+	// blocked is what loopNews said last.
+	blocked bool
 
 	mu      sync.Mutex // guards what follows
 	sw      *Switch
@@ -72,6 +74,9 @@ func Open(cfg Config) *Port {
 		p.places[name] = Place(len(p.peers))
 	}
 	p.sw = NewSwitch(cfg.Segment, len(p.peers), cfg.Own, p.static())
+	if cfg.ID != 0 {
+		p.sw.Guard(cfg.ID)
+	}
 	p.close = sync.OnceValue(func() error {
 		close(p.done)
 		return cfg.TAP.Close()
@@ -153,8 +158,10 @@ func (p *Port) fromLAN(frame []byte) {
 	p.tell(&v)
 	switch {
 	case v.Drop == Answered:
-		p.count.answers.Add(1)
+		p.count.made.Add(1)
 		p.toLAN(v.Reply)
+	case v.Query != nil:
+		p.sendOwn(All, v.Query)
 	case v.Drop != Carried:
 	case v.To == All:
 		for i := range p.peers {
@@ -170,6 +177,16 @@ func (p *Port) send(to *peer, frame []byte) {
 		p.count.toPeers.Add(1)
 	} else {
 		p.count.linkRefused.Add(1)
+	}
+}
+
+// sendOwn sends a frame that was made here, which no counter of frames carried
+// counts. A link that refuses it has it asked for again.
+func (p *Port) sendOwn(to Place, frame []byte) {
+	for i := range p.peers {
+		if to == All || int(to) == i+1 {
+			p.peers[i].send.SendFrame(p.cfg.Segment.ID, frame)
+		}
 	}
 }
 
@@ -211,8 +228,11 @@ func (p *Port) FromLink(peer string, frame []byte) {
 	v := p.sw.FromPeer(p.now(), from, frame)
 	p.mu.Unlock()
 	p.tell(&v)
-	if v.Drop == Carried {
+	switch v.Drop {
+	case Carried:
 		p.toLAN(frame)
+	case AgentMessage:
+		p.poke() // there may be an answer
 	}
 }
 
@@ -245,6 +265,11 @@ func (p *Port) Claim(mac config.MAC, peer string) {
 	if froze {
 		p.alarm(mac)
 	}
+	p.poke()
+}
+
+// poke has the writer look at the schedule.
+func (p *Port) poke() {
 	select {
 	case p.wake <- struct{}{}:
 	default:
@@ -276,9 +301,32 @@ func (p *Port) announce(w *writer) time.Duration {
 	now := p.now()
 	p.sw.Tick(now)
 	macs, wait := p.relearn.next(now, w.macs[:0], maxBatch, tickEvery)
+	w.own, wait = p.sw.Due(now, w.own[:0], maxBatch, wait)
+	loop := p.sw.Loop()
 	p.mu.Unlock()
 	w.announce(macs)
+	for _, o := range w.own {
+		if o.To == Local {
+			p.count.made.Add(1)
+			p.toLAN(o.Frame)
+		} else {
+			p.sendOwn(o.To, o.Frame)
+		}
+	}
+	p.loopNews(loop)
 	return wait
+}
+
+// loopNews logs the begin and the end of a block. Only one goroutine uses it.
+func (p *Port) loopNews(loop *Loop) {
+	switch was := p.blocked; {
+	case loop != nil && !was:
+		p.log.Error("the LAN has a loop: the segment is blocked until it is gone, routed traffic is not touched",
+			"seen", loop.String())
+	case loop == nil && was:
+		p.log.Info("the loop is gone, the segment carries again")
+	}
+	p.blocked = loop != nil
 }
 
 // Stats returns the counters since Open.
@@ -288,7 +336,7 @@ func (p *Port) Stats() Stats {
 		LANFrames: p.count.lanFrames.Load(), LANBytes: p.count.lanBytes.Load(),
 		ToPeers:    p.count.toPeers.Load(),
 		LinkFrames: p.count.linkFrames.Load(), LinkBytes: p.count.linkBytes.Load(),
-		ToLAN: p.count.toLAN.Load(), Answers: p.count.answers.Load(), Relearn: p.count.relearn.Load(),
+		ToLAN: p.count.toLAN.Load(), Made: p.count.made.Load(), Relearn: p.count.relearn.Load(),
 		FromLAN: map[string]uint64{}, FromLink: map[string]uint64{}, MACs: map[string]int{},
 	}
 	var lan, link counts

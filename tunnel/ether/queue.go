@@ -39,7 +39,7 @@ func (q *queue) put(frame []byte) bool {
 type portCounts struct {
 	lanFrames, lanBytes, toPeers, linkRefused            atomic.Uint64
 	linkFrames, linkBytes, toLAN, queueFull, writeFailed atomic.Uint64
-	answers, relearn                                     atomic.Uint64
+	made, relearn                                        atomic.Uint64
 }
 
 // writer writes frames to the TAP in batches. Only one goroutine uses it.
@@ -49,6 +49,7 @@ type writer struct {
 	count *portCounts
 	batch [][]byte // buffers of the queue
 	macs  []config.MAC
+	own   []Outgoing
 	rarps [][]byte
 }
 

@@ -59,6 +59,10 @@ const (
 	FragmentedND
 	// GatewayND is neighbour discovery about the gateway's address.
 	GatewayND
+	// AgentMessage is a message between agents, taken in here.
+	AgentMessage
+	// Looped is any frame while a loop blocks the segment.
+	Looped
 	// Frozen is a frame of a frozen MAC from another place.
 	Frozen
 	// Late is a data frame of a MAC that has just moved, from elsewhere.
@@ -96,7 +100,7 @@ var reasonNames = [numReasons]string{
 	PortAuth: "port-auth", SlowProtocol: "slow-protocol", LLC: "llc", EtherType: "ether-type", BadARP: "bad-arp",
 	GatewayARP: "gateway-arp", SpoofedARP: "spoofed-arp", SpoofedIP: "spoofed-ip", BadIP: "bad-ip", DHCP: "dhcp",
 	RouterAdvert: "router-advert", Redirect: "redirect", FragmentedND: "fragmented-nd",
-	GatewayND: "gateway-nd", Frozen: "frozen", Late: "late", Owned: "owned",
+	GatewayND: "gateway-nd", AgentMessage: "agent-message", Looped: "looped", Frozen: "frozen", Late: "late", Owned: "owned",
 	LimitBroadcast: "limit-broadcast", LimitARP: "limit-arp",
 	Answered: "answered", LocalNeighbour: "local-neighbour",
 	LocalDestination: "local-destination", UnknownUnicast: "unknown-unicast",

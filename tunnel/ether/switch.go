@@ -32,6 +32,9 @@ type Switch struct {
 	link      counts
 	reported  uint64
 	reply     []byte // the buffer of Verdict.Reply
+	queries   queries
+	agents    agents
+	vlanList  []uint16
 }
 
 // limits are the buckets of one direction: announcements of workloads, other
@@ -57,6 +60,9 @@ type Verdict struct {
 	// Reply is a frame for the LAN if Drop is Answered; valid until the next
 	// FromLAN.
 	Reply []byte
+	// Query is a frame for all peers that looks for an unknown destination; nil:
+	// none.
+	Query []byte
 	// Source is the frame's source address, for what is said about it.
 	Source config.MAC
 }
@@ -78,6 +84,7 @@ func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workloa
 	s := &Switch{
 		filter: newFilter(seg, own, static), table: newTable(peers), segment: seg.ID,
 		sent: l, received: make([]limits, peers), strangers: l.arp,
+		queries: queries{subnet: seg.Subnet, limit: newLimiter(maxQueries)}, vlanList: seg.VLANs,
 	}
 	for i := range s.received {
 		s.received[i] = l
@@ -96,11 +103,21 @@ func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workloa
 func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
 	h, in, r := s.inspect(frame)
 	v := Verdict{Drop: r, Source: h.src}
-	if r == Carried {
+	switch {
+	case r != Carried:
+	case in.agent:
+		v.Drop = AgentMessage
+		s.agentFromLAN(now, &h)
+	case s.agents.loop.blocked:
+		v.Drop = Looped
+	default:
 		s.learn(now, &h, &in, Local, &v)
 	}
 	if v.Drop == Carried {
 		v.To, v.Drop = s.route(now, &h)
+	}
+	if v.Drop == UnknownUnicast {
+		v.Query = s.query(now, &h, &in)
 	}
 	if v.Drop == Carried && v.To == All && in.wants.IsValid() {
 		s.answer(now, frame, &h, &in, &v)
@@ -121,7 +138,14 @@ func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
 	}
 	h, in, r := s.inspect(frame)
 	v := Verdict{Drop: r, Source: h.src}
-	if r == Carried {
+	switch {
+	case r != Carried:
+	case in.agent:
+		v.Drop = AgentMessage
+		s.agentFromPeer(now, from, &h)
+	case s.agents.loop.blocked:
+		v.Drop = Looped
+	default:
 		s.learn(now, &h, &in, from, &v)
 	}
 	if v.Drop == Carried && !s.known(now, &h) {
@@ -302,6 +326,7 @@ func (s *Switch) addTo(st *Stats, names []string) {
 		st.MACs[name] = s.table.places(Place(i + 1))
 	}
 	st.LearnRefused, st.Moves, st.Frozen = s.table.refused, s.table.moves, len(s.table.frozen)
+	st.Queries, st.Loops, st.Loop = s.queries.sent, s.agents.loop.loops, s.Loop()
 	st.Announcements, st.Addresses, st.Disputes = s.reported, len(s.table.byIP), s.table.disputes
 }
 
