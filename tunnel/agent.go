@@ -51,8 +51,9 @@ type Seams struct {
 	Kernel redirect.Kernel
 	// Net is the kernel's TCP, for the stream plane.
 	Net stream.Net
-	// Control serves a plane's status on the named socket; nil: it has none.
-	Control func(socket string, status func(context.Context) control.Status) (Runner, error)
+	// Control serves what a plane answers; Path is the name of the socket in
+	// the run directory. Nil: it has none.
+	Control func(control.Config) (Runner, error)
 	// DNS binds the name server; nil: names are not served.
 	DNS func(dns.Config) (Runner, error)
 	// Rand gives nonces.
@@ -69,8 +70,9 @@ func Linux(cfg *config.Config, log *slog.Logger) Seams {
 		},
 		Kernel: redirect.NewLinux(log),
 		Net:    &stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute},
-		Control: func(socket string, status func(context.Context) control.Status) (Runner, error) {
-			return control.Listen(control.Config{Path: filepath.Join(cfg.RunDir, socket), Status: status, Log: log})
+		Control: func(c control.Config) (Runner, error) {
+			c.Path, c.Log = filepath.Join(cfg.RunDir, c.Path), log
+			return control.Listen(c)
 		},
 		DNS:  func(c dns.Config) (Runner, error) { return dns.Listen(c) },
 		Rand: rand.Reader,
@@ -100,7 +102,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // RunStream runs the stream plane until ctx ends; then every stream is reset
 // and the error is nil.
-func (a *Agent) RunStream(ctx context.Context) error {
+func (a *Agent) RunStream(ctx context.Context) (err error) {
 	links, err := a.streamLinks()
 	if err != nil {
 		return err
@@ -109,8 +111,16 @@ func (a *Agent) RunStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	status := func(context.Context) control.Status { return control.Status{Streams: control.Raw(p.Stats())} }
-	return a.serve(ctx, control.StreamSocket, status, p)
+	defer func() { err = errors.Join(err, p.Close()) }()
+	status := func(context.Context) control.Status { return streamStatus(p.Stats()) }
+	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Seed: seeder(p)}, p)
+}
+
+// seeder is what the control socket calls to seed.
+func seeder(p *stream.Proxy) control.SeedFunc {
+	return func(ctx context.Context, r control.SeedRequest, report func(control.SeedProgress)) error {
+		return p.Seed(ctx, r.Peer, r.Domain, r.Files, func(s stream.SeedProgress) { report(control.SeedProgress(s)) })
+	}
 }
 
 // streamLinks are the links that carry streams, with the secret that opens an
@@ -137,9 +147,9 @@ func (a *Agent) streamLinks() ([]stream.Link, error) {
 
 // serve runs a plane's parts and its status socket until ctx ends or one of
 // them fails. The end of ctx is no error.
-func (a *Agent) serve(ctx context.Context, socket string, status func(context.Context) control.Status, parts ...Runner) error {
+func (a *Agent) serve(ctx context.Context, api control.Config, parts ...Runner) error {
 	if a.seams.Control != nil {
-		s, err := a.seams.Control(socket, status)
+		s, err := a.seams.Control(api)
 		if err != nil {
 			return err
 		}

@@ -95,8 +95,8 @@ func runMesh(t *testing.T, sites []*meshSite, then func()) {
 			Devices: s.devices, Kernel: &redirecttest.Kernel{},
 			Bind:   func(string) conn.Bind { return network.Bind(s.addr) },
 			Attach: func(config.Segment, string) (*ether.Attachment, error) { return &ether.Attachment{}, nil },
-			Control: func(_ string, status func(context.Context) control.Status) (tunnel.Runner, error) {
-				s.status = status
+			Control: func(c control.Config) (tunnel.Runner, error) {
+				s.status = c.Status
 				return untilDone{}, nil
 			},
 		}, nil)

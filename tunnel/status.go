@@ -8,6 +8,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
+	"stitch/tunnel/stream"
 	"stitch/tunnel/wg"
 )
 
@@ -40,6 +41,22 @@ func (p *linkPlane) status(context.Context) control.Status {
 	}
 	for _, svc := range p.cfg.Services {
 		s.Services = append(s.Services, p.serviceStatus(svc))
+	}
+	return s
+}
+
+// streamStatus is the stream plane's part of the agent's status.
+func streamStatus(st stream.Stats) control.Status {
+	s := control.Status{Streams: control.Raw(st)}
+	for _, p := range st.Peers {
+		if p.Conflict != "" {
+			s.Alarms = append(s.Alarms, fmt.Sprintf("streams with %s: the two sites disagree: %s", p.Peer, p.Conflict))
+		}
+		for _, d := range p.Domains {
+			if d.Alarm != "" {
+				s.Alarms = append(s.Alarms, fmt.Sprintf("domain %s with %s: %s", d.Domain, p.Peer, d.Alarm))
+			}
+		}
 	}
 	return s
 }

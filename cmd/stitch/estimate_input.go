@@ -150,11 +150,16 @@ type watched struct {
 func (w watched) Read(b []byte) (int, error) {
 	n, err := w.Reader.Read(b)
 	w.p.done += int64(n)
-	if now := time.Now(); w.p.w != nil && now.Sub(w.p.last) >= progressEvery {
-		w.p.last = now
-		fmt.Fprint(w.p.w, "\r\x1b[K"+w.p.line())
-	}
+	w.p.show()
 	return n, err
+}
+
+// show writes the line, if it is time to.
+func (p *progress) show() {
+	if now := time.Now(); p.w != nil && now.Sub(p.last) >= progressEvery {
+		p.last = now
+		fmt.Fprint(p.w, "\r\x1b[K"+p.line())
+	}
 }
 
 // line is what stands there now.

@@ -68,13 +68,6 @@ func statusDir(c *cli.Context) (string, error) {
 	switch {
 	case given > 1:
 		return "", refuse("choose one of CONFIG, --site and --run-dir")
-	case dir != "":
-		return dir, nil
-	case site != "":
-		if strings.ContainsAny(site, "/\x00") || site == ".." || site == "." {
-			return "", refuse("--site %q is not the name of a site: --run-dir takes a directory", site)
-		}
-		return filepath.Join(runRoot, site), nil
 	case c.NArg() == 1:
 		cfg, err := config.LoadFile(c.Args().First())
 		if err != nil {
@@ -82,7 +75,23 @@ func statusDir(c *cli.Context) (string, error) {
 		}
 		return cfg.RunDir, nil
 	}
-	return onlyAgent(runRoot)
+	return agentDir(site, dir)
+}
+
+// agentDir returns the run directory of the agent that the flags --site and
+// --run-dir mean, of the only one without them.
+func agentDir(site, dir string) (string, error) {
+	switch {
+	case dir != "" && site != "":
+		return "", refuse("choose one of --site and --run-dir")
+	case dir != "":
+		return dir, nil
+	case site == "":
+		return onlyAgent(runRoot)
+	case strings.ContainsAny(site, "/\x00") || site == ".." || site == ".":
+		return "", refuse("--site %q is not the name of a site: --run-dir takes a directory", site)
+	}
+	return filepath.Join(runRoot, site), nil
 }
 
 // onlyAgent returns the run directory of the only agent under root.

@@ -45,6 +45,8 @@ type Config struct {
 	// Status answers GET /v1/status. It is called concurrently and must return
 	// soon after its context is done.
 	Status func(context.Context) Status
+	// Seed answers POST /v1/seed; nil: not found.
+	Seed SeedFunc
 	// Log hears of refused clients; nil is silent.
 	Log *slog.Logger
 }
@@ -72,6 +74,9 @@ func Listen(cfg Config) (*Server, error) {
 		defer cancel()
 		reply(w, cfg.Status(ctx).full())
 	})
+	if cfg.Seed != nil {
+		mux.HandleFunc("POST /v1/seed", serveSeed(cfg.Seed))
+	}
 	return &Server{
 		listener: limited{l, make(chan struct{}, maxConns)},
 		http: &http.Server{

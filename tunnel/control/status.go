@@ -3,10 +3,12 @@
 //
 //	control.sock  the supervisor; what users and tools talk to
 //	link.sock     the link process, asked by the supervisor
-//	stream.sock   the stream process, asked by the supervisor
+//	stream.sock   the stream process, asked by the supervisor and by stitch seed
 //
 // Each answers GET /v1/status with a Status; a child fills in only what it
-// knows and the supervisor merges the parts. Keys are only ever added.
+// knows and the supervisor merges the parts. Keys are only ever added. The
+// stream process also answers POST /v1/seed, a SeedRequest, with a line of JSON
+// for every step.
 //
 // A socket has mode 0660. Root, the agent's own user and members of the
 // socket's group (as primary group) are served, everybody else gets 403 and a

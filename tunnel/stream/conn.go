@@ -19,6 +19,9 @@ const (
 	helloTimeout = 5 * time.Second
 	// resyncTimeout bounds the bringing in step of two histories.
 	resyncTimeout = 30 * time.Second
+	// seedTimeout is how long the other side of a seed may take for one step:
+	// reading and planting a window of pieces from a slow disk.
+	seedTimeout = time.Minute
 	// openTimeout is how long the far agent may take to say that it dials.
 	openTimeout = 3 * time.Second
 	// dialTimeout is how long the far agent tries to reach a server; the

@@ -77,6 +77,11 @@
 //	 25   FIN      both        total 8: original bytes sent in this direction; no DATA follows
 //	 26   DONE     both        total 8: that many bytes, all there are, were acknowledged by the host here
 //	 27   RESET    both        empty: the host here reset its connection
+//	 32   OFFER    dialler     up to 512 SHA-256 digests of pieces of at most 1 MiB
+//	 33   HAVE     listener    for each one 1: 0 not known, 1 a file here has it, 2 planted already
+//	 34   PLANT    dialler     index into the last OFFER 2; then unsigned varints: both heads of the
+//	                           history, and for each stretch its distance below the first head and length
+//	 35   PLANTED  listener    1: 1 planted, 0 not: the file here has changed
 //
 // A type that is not listed, a body longer or shorter than its type allows, or
 // a frame out of its turn ends the connection, and with it the stream, by
@@ -113,6 +118,16 @@
 // common and forget the rest: one round trip. Connections of the other side wait
 // for that. A side that cannot use what the histories hold three times in a row
 // takes a new epoch with an empty history.
+//
+// # Seeding
+//
+// Files that both sites have need not cross. Each side is told of its files and
+// remembers the digests of their pieces. Whoever is told offers his digests, on
+// a connection where OFFER stands in the place of OPEN; of the pieces that the
+// peer has too he puts the bytes into his history and says where they lie
+// (PLANT), and the peer puts the same bytes, from its own file, into its mirror.
+// Both read the piece again and hold it against the digest first. From then on
+// they are like bytes that have crossed.
 //
 // # Domains, and what sizes tell
 //

@@ -37,6 +37,9 @@ type domain struct {
 	log     *slog.Logger
 	wake    chan struct{} // maintain: look
 	turn    chan struct{} // holds a token while histories are brought in step
+	pieces  pieces        // of files named for seeding
+	seeding chan struct{} // holds a token while this side seeds
+	serving chan struct{} // and while the peer does
 
 	// guarded by q.mu
 	epochs  epochs
@@ -46,6 +49,7 @@ type domain struct {
 	ready   []*peerConn
 	conns   map[*peerConn]struct{}
 	relays  map[*relay]struct{}
+	seeds   int // that use the history
 	alive   bool
 	lastErr error
 	stats   Traffic // of what has ended
@@ -63,6 +67,7 @@ func newDomain(q *peer, name string, tenants bool, keep int) (*domain, error) {
 	d := &domain{
 		q: q, name: name, tenants: tenants, keep: keep, log: q.log.With("domain", name),
 		wake: make(chan struct{}, 1), turn: make(chan struct{}, 1), changed: make(chan struct{}),
+		seeding: make(chan struct{}, 1), serving: make(chan struct{}, 1),
 		history: history,
 		conns:   make(map[*peerConn]struct{}), relays: make(map[*relay]struct{}),
 	}
@@ -365,6 +370,24 @@ func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, win
 	}
 }
 
+// use says that a seed uses the history until unuse; false: the connection was
+// made under past epochs.
+func (d *domain) use(pc *peerConn) bool {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	if d.gen != pc.gen || d.q.stopping {
+		return false
+	}
+	d.seeds++
+	return true
+}
+
+func (d *domain) unuse() {
+	d.q.mu.Lock()
+	defer d.q.mu.Unlock()
+	d.seeds--
+}
+
 func (d *domain) count(f func(*Traffic)) {
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
@@ -434,11 +457,11 @@ func (d *domain) untie(own, peer hello) bool {
 	return true
 }
 
-// quiet waits until no stream uses the history any more.
+// quiet waits until nothing uses the history any more.
 func (d *domain) quiet(ctx context.Context) error {
 	for {
 		d.q.mu.Lock()
-		n := len(d.relays)
+		n := len(d.relays) + d.seeds
 		d.q.mu.Unlock()
 		if n == 0 || ctx.Err() != nil {
 			return ctx.Err()

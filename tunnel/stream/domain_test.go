@@ -27,19 +27,21 @@ func text(seed uint64, n int) []byte {
 	return out[:n]
 }
 
+// wire is what has crossed the link so far, both ways.
+func (w *world) wire() int64 {
+	p := w.a.proxy.Stats().Peers[0]
+	return p.WireOut + p.WireIn
+}
+
 // crossed sends data through a stream at port and returns what it took on the
 // link, both ways.
 func (w *world) crossed(port uint16, data []byte) int64 {
 	w.t.Helper()
-	wire := func() (n int64) {
-		p := w.a.proxy.Stats().Peers[0]
-		return p.WireOut + p.WireIn
-	}
-	before := wire()
+	before := w.wire()
 	c, s := w.split(port)
 	exchange(w.t, c, s, data, nil)
 	time.Sleep(time.Second)
-	return wire() - before
+	return w.wire() - before
 }
 
 func domainOf(p stream.PeerStats, name string) stream.DomainStats {

@@ -32,6 +32,10 @@ const (
 	frameFin     frameType = 25
 	frameDone    frameType = 26
 	frameReset   frameType = 27
+	frameOffer   frameType = 32
+	frameHave    frameType = 33
+	framePlant   frameType = 34
+	framePlanted frameType = 35
 )
 
 const (
@@ -42,8 +46,10 @@ const (
 	maxAckBody = 4 << 10
 	// maxSummary bounds the summary of a history (50,000 bytes at most).
 	maxSummary = 64 << 10
-	openLen4   = 4 + 1 + 1 + 2*(4+2)
-	openLen6   = 4 + 1 + 1 + 2*(16+2)
+	// maxPlanting bounds a PLANT body: two heads, and two numbers a stretch.
+	maxPlanting = 2 + (2+2*maxSpans)*binary.MaxVarintLen64
+	openLen4    = 4 + 1 + 1 + 2*(4+2)
+	openLen6    = 4 + 1 + 1 + 2*(16+2)
 )
 
 // errFrame is wrapped by every error about bytes that are no valid frame.
@@ -77,6 +83,14 @@ func bodyBounds(t frameType) (lo, hi int, ok bool) {
 		return 1, maxAckBody, true
 	case frameCredit, frameFin, frameDone:
 		return 8, 8, true
+	case frameOffer:
+		return len(digest{}), offerSize * len(digest{}), true
+	case frameHave:
+		return 1, offerSize, true
+	case framePlant:
+		return 2, maxPlanting, true
+	case framePlanted:
+		return 1, 1, true
 	}
 	return 0, 0, false
 }

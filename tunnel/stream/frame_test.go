@@ -9,9 +9,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
+	"stitch/dedupe"
 	"stitch/tunnel/stream/block"
 )
 
@@ -46,6 +48,17 @@ func testHello() hello {
 	return h
 }
 
+func testPlanting() *planting {
+	p := &planting{Index: 7}
+	for _, b := range []dedupe.Block{
+		{TxHead: 1 << 20, RxHead: 99, Spans: [2]dedupe.Span{{Pos: 4096, Len: 262144}}},
+		{TxHead: 2 << 20, RxHead: 100, Spans: [2]dedupe.Span{{Pos: 266240, Len: 1000}, {Pos: 1 << 20, Len: 261144}}},
+	} {
+		p.add(&b)
+	}
+	return p
+}
+
 func testTuple(v6 bool) tuple {
 	if v6 {
 		return tuple{netip.MustParseAddrPort("[fd00:1::10]:40000"), netip.MustParseAddrPort("[fd00:2::10]:4444")}
@@ -70,6 +83,11 @@ func TestGoldenFrames(t *testing.T) {
 		k := testTuple(v6)
 		golden(t, name, appendFrame(nil, frameOpen, openRequest{Window: minWindow, Mode: modeCompress, Src: k.src, Dst: k.dst}.append(nil)))
 	}
+	piece, other := digest{1, 2, 3}, digest{4, 5, 6}
+	golden(t, "offer", appendFrame(nil, frameOffer, append(piece[:], other[:]...)))
+	golden(t, "have", appendFrame(nil, frameHave, []byte{byte(pieceKnown), byte(piecePlanted)}))
+	golden(t, "plant", appendFrame(nil, framePlant, testPlanting().append(nil)))
+	golden(t, "planted", appendFrame(nil, framePlanted, []byte{1}))
 	golden(t, "opened", appendOpened(nil, minWindow))
 	golden(t, "refused", appendFrame(nil, frameRefused, []byte{byte(HostUnreachable)}))
 	golden(t, "credit", appendCount(nil, frameCredit, 1<<40+5))
@@ -139,6 +157,52 @@ func TestParseOpen(t *testing.T) {
 	body = openRequest{Mode: modeAccelerate + 1, Src: testTuple(false).src, Dst: testTuple(false).dst}.append(nil)
 	if _, err := parseOpen(body); err == nil {
 		t.Error("an unknown mode is taken")
+	}
+}
+
+// TestPlanting: blocks come out of a PLANT as they went in, as long as it says,
+// and nothing else is taken.
+func TestPlanting(t *testing.T) {
+	p := testPlanting()
+	want := []dedupe.Span{{Pos: 4096, Len: 263144}, {Pos: 1 << 20, Len: 261144}}
+	if !reflect.DeepEqual(p.Spans, want) {
+		t.Fatalf("joined to %+v", p.Spans)
+	}
+	body := p.append(nil)
+	got, err := parsePlanting(body)
+	if err != nil || !reflect.DeepEqual(&got, p) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	piece := bytes.Repeat([]byte("abcdefg"), 524288/7+1)[:524288]
+	var put []byte
+	if err := got.blocks(piece, func(b []byte, at *dedupe.Block) error {
+		if len(b) > dedupe.MaxBlock || at.Spans[0].Len != len(b) || at.TxHead != 2<<20 || at.RxHead != 100 {
+			t.Errorf("block of %d bytes at %+v", len(b), at)
+		}
+		put = append(put, b...)
+		return nil
+	}); err != nil || !bytes.Equal(put, piece) {
+		t.Errorf("%d bytes, %v", len(put), err)
+	}
+	if err := got.blocks(piece[1:], nil); !errors.Is(err, errFrame) {
+		t.Errorf("a shorter piece: %v", err)
+	}
+	large := planting{TxHead: 8 << 20, Spans: []dedupe.Span{{Pos: 0, Len: pieceSize}, {Pos: 2 << 20, Len: 1}}}
+	backwards := planting{TxHead: 10, Spans: []dedupe.Span{{Pos: 8, Len: 3}}}
+	many := planting{TxHead: 8 << 20}
+	for i := range uint64(maxSpans + 1) {
+		many.Spans = append(many.Spans, dedupe.Span{Pos: 10 * i, Len: 1})
+	}
+	for name, b := range map[string][]byte{
+		"nothing": nil, "no stretch": body[:6], "cut": body[:len(body)-1], "more than a piece": large.append(nil),
+		"beyond the head": backwards.append(nil), "too many": many.append(nil), "no end": append(body[:2:2], 0xff, 0xff),
+	} {
+		if got, err := parsePlanting(b); !errors.Is(err, errFrame) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	if n := len(many.append(nil)); n > maxPlanting {
+		t.Errorf("%d bytes", n)
 	}
 }
 
@@ -267,6 +331,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameOpen, openRequest{Window: 1, Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)))
 	f.Add(appendCount(nil, frameCredit, 99))
 	f.Add(appendFrame(nil, frameData, bytes.Repeat([]byte{7}, 100)))
+	f.Add(appendFrame(nil, framePlant, testPlanting().append(nil)))
 	f.Add([]byte{20, 255, 255, 255, 0})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		typ, body, err := readFrame(bytes.NewReader(in), make([]byte, 0, 64))
@@ -281,6 +346,11 @@ func FuzzFrame(f *testing.F) {
 		}
 		if o, err := parseOpen(body); typ == frameOpen && err == nil && !bytes.Equal(o.append(nil), body) {
 			t.Fatalf("open %x became %x", body, o.append(nil))
+		}
+		if p, err := parsePlanting(body); typ == framePlant && err == nil {
+			if again, err := parsePlanting(p.append(nil)); err != nil || !reflect.DeepEqual(again, p) {
+				t.Fatalf("plant %x became %+v", body, again)
+			}
 		}
 		if h, err := parseHello(body); typ == frameHello && err == nil {
 			if again, err := parseHello(h.append(nil)); err != nil || again != h {

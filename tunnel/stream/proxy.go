@@ -104,7 +104,8 @@ func New(cfg Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Close closes the histories of a Proxy that does not run.
+// Close closes the histories of a Proxy that does not run, or no longer.
+// Idempotent.
 func (p *Proxy) Close() error {
 	var errs []error
 	for _, q := range p.peers {

@@ -104,14 +104,17 @@ func (q *peer) serve(ctx context.Context, c Conn) {
 	}
 }
 
-// serveOpen waits for OPEN, connects and relays.
+// serveOpen waits for OPEN, connects and relays; or serves a seed.
 func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err := pc.await(); err != nil {
 		return err
 	}
-	_, body, err := pc.expect(openTimeout, frameOpen)
+	typ, body, err := pc.expect(openTimeout, frameOpen, frameOffer)
 	if err != nil {
 		return err
+	}
+	if typ == frameOffer {
+		return q.serveSeed(pc, body)
 	}
 	o, err := parseOpen(body)
 	if err != nil {
