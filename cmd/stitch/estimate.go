@@ -58,9 +58,12 @@ func runEstimate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
-	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
+	s, err := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
 	if err != nil {
+		return err
+	}
+	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
+	if err = errors.Join(err, s.Close()); err != nil {
 		return err
 	}
 	if c.Bool("json") {

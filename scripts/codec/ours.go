@@ -17,21 +17,25 @@ type Side struct {
 
 // ours runs a case through our codec once.
 func ours(c *comparison) (Side, estimate.Result, error) {
-	all := slices.Concat(c.seeds, c.prior, c.files)
-	in, err := sizes(all)
+	var r estimate.Result
+	in, err := sizes(slices.Concat(c.seeds, c.prior, c.files))
 	if err != nil {
-		return Side{}, estimate.Result{}, err
+		return Side{}, r, err
 	}
-	s := estimate.New(estimate.Config{History: max(2*in, 256<<20), Expect: in, CPU: estimate.ProcessCPU})
+	s, err := estimate.New(estimate.Config{History: max(2*in, 256<<20), Expect: in, CPU: estimate.ProcessCPU})
+	if err != nil {
+		return Side{}, r, err
+	}
+	defer s.Close()
 	for _, name := range c.seeds {
-		if err := withFiles([]string{name}, func(r ...io.Reader) error {
-			_, err := s.Seed(r[0])
+		err := withFiles([]string{name}, func(from ...io.Reader) error {
+			_, err := s.Seed(from[0])
 			return err
-		}); err != nil {
-			return Side{}, estimate.Result{}, err
+		})
+		if err != nil {
+			return Side{}, r, err
 		}
 	}
-	var r estimate.Result
 	send := func(from ...io.Reader) (err error) {
 		r, err = s.Send(from...)
 		return err
