@@ -39,18 +39,20 @@ func commonSuffix(a, b []byte) int {
 	return n - i
 }
 
-// resync finds, within span bytes, where a and b agree again at the same
-// offset: for minResync bytes, or two words up to the end of either. Less would
-// take the zeros and constants that any two pages of memory have in common.
+// resync finds, after at most span bytes, where a and b agree at the same
+// offset for MinToken bytes or more, and for how many; n is 0 if they do not.
 func resync(a, b []byte, span int) (skip, n int) {
-	end := min(len(a), len(b))
-	for i := 0; i < span && i+16 <= end; i += 8 {
+	b = b[:len(a)]
+	if n = commonPrefix(a, b); n >= MinToken {
+		return 0, n
+	}
+	for i := n &^ 7; i < span && i+MinToken <= len(a); i += 8 {
 		if load64(a, i) != load64(b, i) {
 			continue
 		}
-		n = commonPrefix(a[i:], b[i:])
-		if n >= minResync || n >= 16 && i+n == end {
-			back := commonSuffix(a[:i], b[:i])
+		n = 8 + commonPrefix(a[i+8:], b[i+8:])
+		back := commonSuffix(a[:i], b[:i])
+		if n+back >= MinToken {
 			return i - back, n + back
 		}
 		i += n &^ 7
@@ -73,9 +75,9 @@ func zeroPrefix(b []byte) int {
 }
 
 // findZeros returns where the first run of at least minZeros zeros that one
-// look in 32 bytes can see begins in b; len(b) if there is none.
+// look in minZeros bytes can see begins in b; len(b) if there is none.
 func findZeros(b []byte) int {
-	for i := 0; i+minZeros <= len(b); i += 32 {
+	for i := 0; i+minZeros <= len(b); i += minZeros {
 		if load64(b, i) != 0 {
 			continue
 		}

@@ -252,7 +252,7 @@ func TestForeignHints(t *testing.T) {
 	c := dial(t, a, b)
 	for range 50 {
 		for i := range a.h.index.slots {
-			a.h.index.slots[i] = uint32(src.r.Uint64())
+			a.h.index.slots[i] = src.r.Uint64()
 		}
 		c.send(src.block(30_000))
 		c.deliver()
@@ -260,11 +260,10 @@ func TestForeignHints(t *testing.T) {
 	}
 }
 
-// TestOneSlot truncates the hash: all anchors share 16 slots and no tags.
-func TestOneSlot(t *testing.T) {
+// TestOneBucket truncates the hash: all anchors share a bucket.
+func TestOneBucket(t *testing.T) {
 	a, b := newSide(minSize), newSide(minSize)
-	a.h.index.slots = a.h.index.slots[:16]
-	a.h.index.tagMask = 0
+	a.h.index.slots = a.h.index.slots[:bucketSize]
 	src := newSource(9, 100_000)
 	c := dial(t, a, b)
 	for range 50 {

@@ -12,9 +12,12 @@
 //
 // A Writer turns a block into Tokens: literals, then a stretch of a ring or
 // of zeros. Candidates come from an index of anchors (positions where a
-// rolling hash over 64 bytes has 7 zero bits, one in 128 bytes); each one is
+// rolling hash over 64 bytes has 8 zero bits, one in 256 bytes); each one is
 // verified by comparing bytes and extended both ways, so a collision costs
-// time, never data. The index is local: nothing of it is on the wire.
+// time, never data. The index is local: nothing of it is on the wire. What is
+// found is a run: it is followed behind its end, and behind edits in place,
+// without hashing. Of several candidates the one that covers the others and is
+// longer, or else younger, is taken: a third trip then refers to the second.
 //
 // # Which sources are legal
 //
@@ -27,14 +30,22 @@
 // rings under the lock that excludes overwriting, and reports a miss; it never
 // copies bytes that have been recycled.
 //
+// WriterOptions narrow this: Alone to (i); with Lines a reference covers whole
+// 64-byte lines of the source unless all of it falls under (i), so that sizes
+// do not tell a stranger's bytes one by one.
+//
 // # Memory
 //
 // size bytes for each ring, 8 bytes for each 4 KiB (0.2 %), and an index of
-// 4-byte slots, one for each 128 bytes of history (3.1 %). From 64 MiB on
+// 8-byte slots, one for each 256 bytes of history (3.1 %). From 64 MiB on
 // these lie outside the garbage collector's heap and cost nothing until
-// touched. A slot holds ring, tag and position in units of 2^k bytes (k is 0
-// up to 32 MiB, 5 at 1 GiB, at most 6); the bytes inside a unit are tried one
-// by one.
+// touched. A slot holds ring, 24 bits of tag, and position. The tag is strong
+// so that a history on disk is not read in vain. Eight slots share a cache
+// line and are a bucket, where the oldest gives way: what is given up is what
+// would soon be overwritten in the ring. Blocks' anchors are looked up and
+// inserted together, so that the processor waits for many buckets at a time.
+// Repeated bytes are not hashed but for a stripe of 512 bytes in 4 KiB, whose
+// anchors move to the new copy.
 //
 // # Locks
 //

@@ -162,7 +162,7 @@ type Stats struct {
 func (h *History) Stats() Stats {
 	return Stats{
 		Size:     h.size,
-		Index:    int64(4 * len(h.index.slots)),
+		Index:    int64(8 * len(h.index.slots)),
 		Sent:     h.tx.head.Load(),
 		Received: h.rx.head.Load(),
 	}

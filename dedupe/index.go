@@ -6,80 +6,124 @@ import (
 )
 
 const (
-	slotEvery = 128 // bytes of history (both rings) for each slot
-	maxUnit   = 6   // log2 of the coarsest unit of a slot's position
-	wantTag   = 6   // bits of tag when the position leaves room
+	slotEvery  = 256 // bytes of history (both rings) for each slot
+	bucketSize = 8   // slots in a cache line
+	// A slot is ring (1 bit), tag, and position; so many bits of the position
+	// tell twice the largest ring.
+	posBits = 39
+	posMask = 1<<posBits - 1
+	tagMask = 1<<63 - 1 - posMask
 )
 
-// index maps anchors to positions: one direct-mapped table for both rings, the
-// newest wins. A slot is ring (1 bit), tag, and ring offset in units of
-// 1<<unit bytes. What a slot says is only a hint, verified by comparing bytes;
-// an empty slot reads as a hint to offset 0. Slots are atomic: safe for
-// concurrent use.
+// index maps anchors to positions: one table for both rings, of buckets of a
+// cache line each. In a full bucket the newest of an anchor's two places, or
+// else the oldest slot, gives way. What a slot says is only a hint, verified by
+// comparing bytes; an empty slot is a hint to position 0. Slots are atomic:
+// safe for concurrent use.
 type index struct {
-	slots    []uint32
-	unit     uint // log2 of the position's unit
-	posBits  uint
-	tagMask  uint32
-	ringSize uint64
+	slots []uint64
 }
 
 func newIndex(size int64) *index {
-	x := newIndexLayout(size)
-	x.slots = newSlots(x, int(2*size/slotEvery))
+	x := &index{}
+	x.slots = newSlots(x, int(2*size/slotEvery)/bucketSize*bucketSize)
 	return x
 }
 
-// newIndexLayout divides a slot's bits; it has no slots yet.
-func newIndexLayout(size int64) *index {
-	offBits := uint(bits.Len64(uint64(size - 1)))
-	unit := uint(0)
-	if offBits > 31-wantTag {
-		unit = min(offBits-(31-wantTag), maxUnit)
-	}
-	x := &index{unit: unit, posBits: offBits - unit, ringSize: uint64(size)}
-	x.tagMask = 1<<(31-x.posBits) - 1
-	return x
+// anchor is a sampled position: off is where the last 8 bytes of its window
+// begin; bucket and tag come from the hash; places is what the index holds.
+type anchor struct {
+	off    int32
+	bucket uint32
+	tag    uint64
+	places [2]uint64 // 0 if there is none
 }
 
 // anchor makes the anchor of hash h, whose window's last word begins at off.
 func (x *index) anchor(h uint64, off int) anchor {
 	h *= 0x9e3779b97f4a7c15
-	slot, _ := bits.Mul64(h, uint64(len(x.slots)))
-	return anchor{off: int32(off), slot: uint32(slot), tag: uint32(h>>20) & x.tagMask}
+	b, _ := bits.Mul64(h, uint64(len(x.slots)/bucketSize))
+	return anchor{off: int32(off), bucket: uint32(b), tag: h << 20 & tagMask}
 }
 
-// lookup fills in the entries of as: independent loads that overlap.
+func (x *index) bucket(a *anchor) *[bucketSize]uint64 {
+	return (*[bucketSize]uint64)(x.slots[int(a.bucket)*bucketSize:])
+}
+
+// lookup fills in the places of as.
 func (x *index) lookup(as []anchor) {
+	x.fetch(as)
 	for i := range as {
-		as[i].entry = atomic.LoadUint32(&x.slots[as[i].slot])
+		a := &as[i]
+		n := 0
+		b := x.bucket(a)
+		for k := range b {
+			e := atomic.LoadUint64(&b[k])
+			if e&tagMask == a.tag && n < len(a.places) {
+				a.places[n] = e
+				n++
+			}
+		}
 	}
+}
+
+// fetch brings the buckets of as into the cache: loads that do not wait for
+// each other.
+func (x *index) fetch(as []anchor) {
+	var sum uint64
+	for i := range as {
+		sum += atomic.LoadUint64(&x.slots[int(as[i].bucket)*bucketSize])
+	}
+	_ = sum
+}
+
+// heads are the heads of both rings at some time; ages are counted from them.
+type heads [2]uint64
+
+// age is how many bytes below its ring's head slot e points.
+func (h *heads) age(e uint64) uint64 { return (h[e>>63] - 1 - e) & posMask }
+
+// place decodes slot e; false if it never was a place in the ring.
+func (h *heads) place(e uint64) (r Ring, pos uint64, ok bool) {
+	r = Ring(e >> 63)
+	age := h.age(e)
+	return r, h[r] - 1 - age, age < h[r]
 }
 
 // put makes a point to pos of ring r.
-func (x *index) put(a *anchor, r Ring, pos uint64) {
-	unit := uint32(pos % x.ringSize >> x.unit)
-	atomic.StoreUint32(&x.slots[a.slot], uint32(r)<<31|a.tag<<x.posBits|unit)
+func (x *index) put(a *anchor, r Ring, pos uint64, h *heads) {
+	fresh := uint64(r)<<63 | a.tag | pos&posMask
+	b := x.bucket(a)
+	var oldest, twin victim
+	twins := 0
+	for k := range b {
+		e := atomic.LoadUint64(&b[k])
+		switch {
+		case e == fresh:
+			return
+		case e == 0:
+			oldest = victim{k, posMask}
+			continue
+		case e&tagMask == a.tag:
+			twins++
+			twin.older(k, h.age(e))
+		}
+		oldest.older(k, h.age(e))
+	}
+	if twins >= len(a.places) {
+		oldest = twin
+	}
+	atomic.StoreUint64(&b[oldest.slot], fresh)
 }
 
-// hint decodes a's entry: the ring and the ring offset where the unit of the
-// candidate begins; false if the tag does not fit.
-func (x *index) hint(a *anchor) (r Ring, off uint64, ok bool) {
-	e := a.entry
-	if e>>x.posBits&x.tagMask != a.tag {
-		return 0, 0, false
-	}
-	return Ring(e >> 31), uint64(e&(1<<x.posBits-1)) << x.unit, true
+// victim is the slot that is to give way, and its age.
+type victim struct {
+	slot int
+	age  uint64
 }
 
-// latest is the highest position below head with the ring offset off.
-func (x *index) latest(off, head uint64) uint64 {
-	lap := head - head%x.ringSize
-	if off < head-lap {
-		return lap + off
+func (v *victim) older(slot int, age uint64) {
+	if age >= v.age {
+		*v = victim{slot, age}
 	}
-	if lap == 0 {
-		return off // never given out: the caller's bounds reject it
-	}
-	return lap - x.ringSize + off
 }

@@ -1,6 +1,9 @@
 package dedupe
 
-import "math"
+import (
+	"math"
+	"sync"
+)
 
 const (
 	// MaxBlock is the most bytes of one block.
@@ -9,12 +12,20 @@ const (
 	// of n bytes has at most n/MinToken tokens.
 	MinToken = 16
 
-	minMatch  = 32  // least for a match found by an anchor
-	minZeros  = 32  // least for a run of zeros
-	resyncGap = 256 // how long an edit in place may be
-	minResync = 64  // least match behind it
-	minScan   = 4 << 10
-	maxScan   = 32 << 10
+	minMatch = 64  // least for a match found by an anchor
+	minZeros = 128 // least for a run of zeros
+	minScan  = 4 << 10
+	maxScan  = 32 << 10
+	// A run that has given steady bytes goes on behind edits of up to editGap
+	// bytes; whether another goes on better is asked once in settle bytes.
+	steady  = 256
+	editGap = 192
+	settle  = 16 << 10
+	// longRun is what makes a run worth going back to.
+	longRun = 8 << 10
+	stride  = 16 << 10 // bytes compared at a time along a run
+	probes  = 4        // other candidates to compare with one found
+	line    = 64       // bytes: see WriterOptions.Lines
 )
 
 // Token says: take Lit bytes of the literals, then Len bytes from Pos of Ring.
@@ -29,6 +40,8 @@ type Token struct {
 // concurrent use; it lives inside a Writer.
 type matcher struct {
 	h      *History
+	owner  uint32
+	lines  bool
 	tokens []Token
 	// anchors of the stretches scanned in this block; cursor is the next one
 	// to try; scanned is how far the block has been scanned.
@@ -40,33 +53,42 @@ type matcher struct {
 	src []byte
 	lit int // where the pending literals begin
 	at  int // where to look next
+	// up to settled a run is kept in spite of edits
+	settled int
 
 	// run is where the last match went on.
 	// other is the run before, if it was long: a page out of order interrupts a
 	// run only for the time of that page.
 	run, other run
+	heads      heads
 	low        [2]uint64 // legal sources begin here
 	floor      [2]uint64 // lowest source used
 	good       [2]prefix // the legality rule
 }
 
 // newMatcher makes the matcher of a connection: it may use its own and
-// acknowledged bytes of tx, and decoded bytes of rx.
-func newMatcher(h *History, owner uint32, _ WriterOptions) matcher {
-	sent := func(_ uint64, w word) int {
+// acknowledged bytes of tx, and decoded bytes of rx, as far as o allows.
+func newMatcher(h *History, owner uint32, o WriterOptions) matcher {
+	own := func(_ uint64, w word) int {
 		if w.tag() == owner {
 			return w.filled()
 		}
-		return w.acked()
+		return 0
 	}
-	return matcher{h: h, good: [2]prefix{sent, h.rx.held}}
+	sent := func(pos uint64, w word) int { return max(own(pos, w), w.acked()) }
+	m := matcher{h: h, owner: owner, lines: o.Lines, good: [2]prefix{sent, h.rx.held}}
+	if o.Alone {
+		m.good = [2]prefix{own, func(uint64, word) int { return 0 }}
+	}
+	return m
 }
 
 // match sets m.tokens for src.
 func (m *matcher) match(src []byte) {
 	m.src, m.lit, m.at = src, 0, 0
 	m.tokens, m.anchors = m.tokens[:0], m.anchors[:0]
-	m.cursor, m.scanned, m.window = 0, 0, minScan
+	m.cursor, m.scanned, m.settled, m.window = 0, 0, 0, minScan
+	m.heads = m.h.heads()
 	m.low = [2]uint64{m.h.low(m.h.tx), m.h.low(m.h.rx)}
 	m.floor = [2]uint64{math.MaxUint64, math.MaxUint64}
 	for m.at < len(src) {
@@ -94,23 +116,35 @@ func (m *matcher) safe() bool {
 	return true
 }
 
-// emit adds a token for src[start:start+n] from pos; start is not before lit.
-func (m *matcher) emit(start, n int, r Ring, pos uint64) {
-	m.at = start + n
-	if r != Zeros {
-		m.floor[r] = min(m.floor[r], pos)
-		m.turn(r, pos-uint64(start), n)
+// stretch says that src[from:to] equals the ring from position diag+from on
+// (diag wraps), all of it legal. An empty one is no match.
+type stretch struct {
+	ring     Ring
+	diag     uint64
+	from, to int
+}
+
+func (s *stretch) len() int { return s.to - s.from }
+
+// emit adds a token for s, which does not begin before lit.
+func (m *matcher) emit(s stretch) {
+	pos := s.diag + uint64(s.from)
+	if s.ring == Zeros {
+		pos = 0
+	} else {
+		m.floor[s.ring] = min(m.floor[s.ring], pos)
+		m.turn(&s)
 	}
-	if k := len(m.tokens) - 1; k >= 0 && start == m.lit {
+	lit := s.from - m.lit
+	m.at, m.lit = s.to, s.to
+	if k := len(m.tokens) - 1; k >= 0 && lit == 0 {
 		last := &m.tokens[k]
-		if last.Ring == r && (r == Zeros || last.Pos+uint64(last.Len) == pos) {
-			last.Len += n
-			m.lit = m.at
+		if last.Ring == s.ring && (s.ring == Zeros || last.Pos+uint64(last.Len) == pos) {
+			last.Len += s.len()
 			return
 		}
 	}
-	m.tokens = append(m.tokens, Token{Lit: start - m.lit, Len: n, Ring: r, Pos: pos})
-	m.lit = m.at
+	m.tokens = append(m.tokens, Token{Lit: lit, Len: s.len(), Ring: s.ring, Pos: pos})
 }
 
 // run says that the bytes at src[o:] are expected at position diag+o of ring
@@ -121,17 +155,14 @@ type run struct {
 	long int
 }
 
-// longRun is what makes a run worth going back to.
-const longRun = 8 << 10
-
-// turn notes that the last match, of n bytes, lies on the run of r and diag.
-func (m *matcher) turn(r Ring, diag uint64, n int) {
-	if m.run.ring == r && m.run.diag == diag {
-		m.run.long += n
+// turn notes that the last match is s.
+func (m *matcher) turn(s *stretch) {
+	if m.run.ring == s.ring && m.run.diag == s.diag {
+		m.run.long += s.len()
 		return
 	}
 	last := m.run
-	if m.run = (run{r, diag, n}); m.other.ring == r && m.other.diag == diag {
+	if m.run = (run{s.ring, s.diag, s.len()}); m.other.ring == s.ring && m.other.diag == s.diag {
 		m.run.long += m.other.long
 	}
 	if last.long >= longRun {
@@ -139,37 +170,122 @@ func (m *matcher) turn(r Ring, diag uint64, n int) {
 	}
 }
 
-// follow tries the bytes right behind the last match's source, or a little
-// further on after an edit in place; or where the run before would be by now.
+// follow tries the bytes right behind the last match's source, or where the run
+// before would be by now; then the last run's further on, after edits in place.
 func (m *matcher) follow() bool {
-	return m.along(m.run, resyncGap) || m.other != m.run && m.along(m.other, 0)
+	if m.pursue(m.run, 0) || m.other != m.run && m.pursue(m.other, 0) {
+		return true
+	}
+	if m.run.long < steady {
+		return false
+	}
+	if m.at >= m.settled {
+		m.settled = m.at + settle
+		if m.reconsider() {
+			return true
+		}
+	}
+	return m.pursue(m.run, editGap)
 }
 
-// along tries to go on with a run, which may have up to gap other bytes first.
-func (m *matcher) along(u run, gap int) bool {
-	if u.long == 0 {
+// pursue emits what u's next bytes have in common with src from m.at on, up to
+// an edit longer than gap.
+func (m *matcher) pursue(u run, gap int) (found bool) {
+	a, b, mu := m.ahead(u)
+	if mu == nil {
 		return false
 	}
+	defer mu.RUnlock()
+	for start, at := m.at, 0; at < len(a); {
+		skip, n := resync(a[at:], b[at:], gap)
+		if n == 0 {
+			break
+		}
+		at += skip + n
+		s := stretch{u.ring, u.diag, start + at - n, start + at}
+		if m.lines {
+			m.cut(&s)
+		}
+		if s.len() >= MinToken {
+			m.emit(s)
+			found = true
+		}
+	}
+	return found
+}
+
+// ahead returns the bytes from m.at on and the legal ones of u, as many, in one
+// segment, which the caller unlocks; nil if there are none.
+func (m *matcher) ahead(u run) (a, b []byte, mu *sync.RWMutex) {
 	pos := u.diag + uint64(m.at)
-	ring := m.h.source(u.ring)
-	if !m.legal(u.ring, pos) {
-		return false
+	if u.long == 0 || !m.legal(u.ring, pos) {
+		return nil, nil, nil
 	}
+	ring := m.h.source(u.ring)
+	n := ring.forward(pos, min(len(m.src)-m.at, stride), m.good[u.ring])
 	seg, i, mu := ring.segment(pos)
 	if seg == nil {
+		return nil, nil, nil
+	}
+	n = min(n, len(seg)-i)
+	return m.src[m.at:][:n], seg[i:][:n], mu
+}
+
+// reconsider takes a match that goes on where the run has an edit, if there is
+// one: a younger copy may have the edit as well.
+func (m *matcher) reconsider() bool {
+	a, b, mu := m.ahead(m.run)
+	if mu == nil {
 		return false
 	}
-	rest := m.src[m.at:]
-	skip, n := 0, commonPrefix(rest, seg[i:])
-	if n < MinToken {
-		skip, n = resync(rest, seg[i:], gap)
-	}
-	back := 0
-	if skip == 0 && n > 0 {
-		back = commonSuffix(m.src[m.lit:m.at], seg[:i])
-	}
+	skip, n := resync(a, b, editGap)
 	mu.RUnlock()
-	return n > 0 && m.accept(m.at+skip, back, n, u.ring, pos+uint64(skip), MinToken)
+	if n == 0 {
+		return false
+	}
+	m.look(skip + minScan/4)
+	old := m.probe(m.run, m.at+skip)
+	s := m.best(old)
+	if s == old || s.from > m.at {
+		return false
+	}
+	m.emit(s)
+	return true
+}
+
+// probe compares src with the ring around src[at], as u has it.
+func (m *matcher) probe(u run, at int) (s stretch) {
+	pos := u.diag + uint64(at)
+	if u.long == 0 || !m.legal(u.ring, pos) {
+		return s
+	}
+	ring, good := m.h.source(u.ring), m.good[u.ring]
+	n, back := m.equal(ring, pos, at)
+	back = int(min(uint64(back), pos-m.low[u.ring]))
+	s = stretch{u.ring, u.diag, at - ring.backward(pos, back, good), at + ring.forward(pos, n, good)}
+	if m.lines {
+		m.cut(&s)
+	}
+	return s
+}
+
+// equal is how many bytes from src[at] and from pos on are equal, and how many
+// pending literals in front of them.
+func (m *matcher) equal(r *ring, pos uint64, at int) (n, back int) {
+	seg, i, mu := r.segment(pos)
+	if seg == nil {
+		return 0, 0
+	}
+	n = commonPrefix(m.src[at:], seg[i:])
+	back = commonSuffix(m.src[m.lit:at], seg[:i])
+	mu.RUnlock()
+	if i+n == len(seg) {
+		n += m.equalFrom(r, pos+uint64(n), at+n)
+	}
+	if back == i {
+		back += m.equalBefore(r, pos-uint64(back), at-back)
+	}
+	return n, back
 }
 
 // legal says whether pos itself may be referred to. It comes before comparing:
@@ -180,21 +296,50 @@ func (m *matcher) legal(r Ring, pos uint64) bool {
 	return pos >= m.low[r] && pos < maxPos && m.h.source(r).forward(pos, 1, m.good[r]) == 1
 }
 
-// accept emits the legal part of src[at-back:at+n], which equals the ring's
-// bytes around pos, if it is at least least long.
-func (m *matcher) accept(at, back, n int, r Ring, pos uint64, least int) bool {
-	if pos < m.low[r] {
-		return false
+// cut shortens s to whole lines of the source, unless all of it is the
+// connection's own.
+func (m *matcher) cut(s *stretch) {
+	from, to := s.diag+uint64(s.from), s.diag+uint64(s.to)
+	if s.ring == Sent && m.h.tx.ownedBy(m.owner, from, to) {
+		return
 	}
-	ring, good := m.h.source(r), m.good[r]
-	n = ring.forward(pos, n, good)
-	back = int(min(uint64(back), pos-m.low[r]))
-	back = ring.backward(pos, back, good)
-	if back+n < least {
-		return false
+	s.from += int(-from % line)
+	s.to = max(s.from, s.to-int(to%line))
+}
+
+// equalFrom is how many bytes from src[at] and from pos on are equal.
+func (m *matcher) equalFrom(r *ring, pos uint64, at int) (n int) {
+	for at+n < len(m.src) {
+		seg, i, mu := r.segment(pos + uint64(n))
+		if seg == nil {
+			break
+		}
+		k := commonPrefix(m.src[at+n:], seg[i:])
+		mu.RUnlock()
+		n += k
+		if i+k < len(seg) {
+			break
+		}
 	}
-	m.emit(at-back, back+n, r, pos-uint64(back))
-	return true
+	return n
+}
+
+// equalBefore is how many pending literals before src[at] equal the bytes
+// before pos.
+func (m *matcher) equalBefore(r *ring, pos uint64, at int) (n int) {
+	for m.lit < at-n && pos > uint64(n) {
+		seg, i, mu := r.segment(pos - uint64(n) - 1)
+		if seg == nil {
+			break
+		}
+		k := commonSuffix(m.src[m.lit:at-n], seg[:i+1])
+		mu.RUnlock()
+		n += k
+		if k <= i {
+			break
+		}
+	}
+	return n
 }
 
 // zeros takes a run of zeros.
@@ -203,14 +348,13 @@ func (m *matcher) zeros() bool {
 	if n < minZeros {
 		return false
 	}
-	m.emit(m.at, n, Zeros, 0)
+	m.emit(stretch{ring: Zeros, from: m.at, to: m.at + n})
 	return true
 }
 
-// hits scans the next window, up to the next run of zeros, and takes the first
-// anchor that leads to a match.
-func (m *matcher) hits() bool {
-	end := min(m.at+m.window, len(m.src))
+// look scans the next n bytes, up to the next run of zeros.
+func (m *matcher) look(n int) {
+	end := min(m.at+n, len(m.src))
 	end = m.at + findZeros(m.src[m.at:end])
 	if end > m.scanned {
 		k := len(m.anchors)
@@ -218,10 +362,22 @@ func (m *matcher) hits() bool {
 		m.h.index.lookup(m.anchors[k:])
 		m.scanned = end
 	}
+}
+
+// hits scans the next window and takes the first anchor that leads to a match,
+// or a better match near it.
+func (m *matcher) hits() bool {
+	m.look(m.window)
 	for ; m.cursor < len(m.anchors); m.cursor++ {
 		a := &m.anchors[m.cursor]
-		if int(a.off) >= m.at && m.try(a) {
-			return true
+		if int(a.off) < m.at {
+			continue
+		}
+		for _, e := range a.places {
+			if s := m.try(a, e); s.len() >= minMatch {
+				m.emit(m.best(s))
+				return true
+			}
 		}
 	}
 	return false
@@ -233,41 +389,55 @@ func (m *matcher) skip() {
 	m.window = min(2*m.window, maxScan)
 }
 
-// try verifies the index's hint for a.
-func (m *matcher) try(a *anchor) bool {
-	r, off, ok := m.h.index.hint(a)
-	if !ok {
-		return false
+// hint is the run that slot e makes of a; none if e is empty.
+func (m *matcher) hint(a *anchor, e uint64) (u run) {
+	if e == 0 {
+		return u
 	}
-	ring := m.h.source(r)
-	pos := m.h.index.latest(off, ring.head.Load())
-	if !m.legal(r, pos) {
-		return false
+	if r, pos, ok := m.heads.place(e); ok {
+		u = run{r, pos - uint64(a.off), 1}
 	}
-	seg, i, mu := ring.segment(pos)
-	if seg == nil {
-		return false
-	}
-	at := int(a.off)
-	k, n, back := verify(m.src, m.lit, at, seg, i, 1<<m.h.index.unit)
-	mu.RUnlock()
-	return n > 0 && m.accept(at, back, n, r, pos+uint64(k), minMatch)
+	return u
 }
 
-// verify looks for src[at:] in the unit of seg that begins at i: k bytes into
-// the unit, n bytes are equal from at on and back before it, together at least
-// minMatch; n is 0 if there is none. It does not go below src[lit].
-func verify(src []byte, lit, at int, seg []byte, i, unit int) (k, n, back int) {
-	want := load64(src, at)
-	for k = range min(unit, len(seg)-7-i) {
-		if load64(seg, i+k) != want {
-			continue
-		}
-		n = commonPrefix(src[at:], seg[i+k:])
-		back = commonSuffix(src[lit:at], seg[:i+k])
-		if n+back >= minMatch {
-			return k, n, back
+// try verifies slot e's hint for a.
+func (m *matcher) try(a *anchor, e uint64) stretch {
+	return m.probe(m.hint(a, e), int(a.off))
+}
+
+// best looks at other anchors near s for a match that covers s and is longer or
+// younger: a short match may lie in the way of a long one, and of two copies
+// the younger one is more like what comes.
+func (m *matcher) best(s stretch) stretch {
+	near := max(s.to, s.from+minScan/4)
+	tried := s
+	for k, left := m.cursor, probes; k < len(m.anchors) && int(m.anchors[k].off) < near && left > 0; k++ {
+		a := &m.anchors[k]
+		for _, e := range a.places {
+			u := m.hint(a, e)
+			if u.long == 0 || int(a.off) < m.at || u.same(&s) || u.same(&tried) {
+				continue
+			}
+			left--
+			tried = m.probe(u, int(a.off))
+			if m.covers(&tried, &s) {
+				s = tried
+			}
+			tried.ring, tried.diag = u.ring, u.diag
 		}
 	}
-	return 0, 0, 0
+	return s
 }
+
+func (u *run) same(s *stretch) bool { return u.ring == s.ring && u.diag == s.diag }
+
+// covers says whether t is all that s is, and longer or younger.
+func (m *matcher) covers(t, s *stretch) bool {
+	if t.len() == 0 || t.from > s.from || t.to < s.to {
+		return false
+	}
+	return t.len() > s.len() || m.age(t) < m.age(s)
+}
+
+// age is how far s's source is below its ring's head.
+func (m *matcher) age(s *stretch) uint64 { return m.heads[s.ring] - s.diag - uint64(s.from) }

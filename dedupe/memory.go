@@ -28,11 +28,11 @@ func newBytes[T any](owner *T, n int) []byte {
 
 func unmap(b []byte) { _ = unix.Munmap(b) }
 
-// newSlots is newBytes for n 32-bit slots.
-func newSlots[T any](owner *T, n int) []uint32 {
-	if 4*n < offHeap {
-		return make([]uint32, n)
+// newSlots is newBytes for n 64-bit slots.
+func newSlots[T any](owner *T, n int) []uint64 {
+	if 8*n < offHeap {
+		return make([]uint64, n)
 	}
-	b := newBytes(owner, 4*n)
-	return unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(b))), n)
+	b := newBytes(owner, 8*n)
+	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), n)
 }

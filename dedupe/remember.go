@@ -1,11 +1,17 @@
 package dedupe
 
+const (
+	// Of what repeats older bytes only stripes are hashed, at every stripeEvery
+	// bytes of the block.
+	stripe      = 512
+	stripeEvery = 4 << 10
+)
+
 // refresh appends to as the anchors to insert for src beyond those it was
-// given. A stretch that repeats a source in the older half of its ring is
-// scanned: its anchors must move to the new copy before the old one goes. A
-// younger source keeps its anchors: repeats are not hashed at all. For a
-// received block the tokens are as the peer sees them, and what they do not
-// cover is scanned too.
+// given. Bytes that repeat a source have anchors there already; those of some
+// stripes move to the new copy, so that it can be found, and is found before
+// the old one, also when that has been recycled. For a received block the
+// tokens are as the peer sees them, and what they do not cover is scanned too.
 func (h *History) refresh(as []anchor, src []byte, tokens []Token, received bool) []anchor {
 	at := 0
 	for i := range tokens {
@@ -14,8 +20,8 @@ func (h *History) refresh(as []anchor, src []byte, tokens []Token, received bool
 			as = h.index.scan(as, src, at, edge(at+t.Lit, len(src)))
 		}
 		at += t.Lit
-		if t.Ring != Zeros && h.old(t, received) {
-			as = h.index.scan(as, src, at, at+t.Len)
+		if t.Ring != Zeros {
+			as = h.index.stripes(as, src, at, at+t.Len)
 		}
 		at += t.Len
 	}
@@ -25,30 +31,33 @@ func (h *History) refresh(as []anchor, src []byte, tokens []Token, received bool
 	return as
 }
 
+// stripes scans the stripes in src[from:to].
+func (x *index) stripes(as []anchor, src []byte, from, to int) []anchor {
+	first := (from + stripeEvery - 1) / stripeEvery * stripeEvery
+	for at := first; at < to; at += stripeEvery {
+		as = x.scan(as, src, at, min(at+stripe, to))
+	}
+	return as
+}
+
 // edge extends the end of a literal to the windows that contain its end.
 func edge(end, n int) int { return min(end+gearWindow/2, n) }
 
-// old says whether t's source is in the older half of its ring.
-func (h *History) old(t *Token, received bool) bool {
-	ring := h.tx
-	if (t.Ring == Sent) == received {
-		ring = h.rx
-	}
-	head := ring.head.Load()
-	return t.Pos+h.window.Load()/2 < head
-}
+// heads are the heads of both rings now.
+func (h *History) heads() heads { return heads{h.tx.head.Load(), h.rx.head.Load()} }
 
 // insert puts the anchors of a block that lies at spans into the index.
 func (h *History) insert(as []anchor, r Ring, spans [2]Span) {
-	h.index.lookup(as) // brings the slots' cache lines in together
+	h.index.fetch(as)
+	heads := h.heads()
 	for i := range as {
 		a := &as[i]
 		off := int(a.off)
 		switch {
 		case off+8 <= spans[0].Len:
-			h.index.put(a, r, spans[0].Pos+uint64(off))
+			h.index.put(a, r, spans[0].Pos+uint64(off), &heads)
 		case off >= spans[0].Len:
-			h.index.put(a, r, spans[1].Pos+uint64(off-spans[0].Len))
+			h.index.put(a, r, spans[1].Pos+uint64(off-spans[0].Len), &heads)
 		}
 	}
 }

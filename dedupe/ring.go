@@ -180,6 +180,16 @@ func (r *ring) forward(pos uint64, n int, good prefix) int {
 	return done
 }
 
+// ownedBy says whether the pages of [pos, end) all have the tag.
+func (r *ring) ownedBy(tag uint32, pos, end uint64) bool {
+	for pos -= pos % pageSize; pos < end; pos += pageSize {
+		if word(r.wordAt(pos).Load()).tag() != tag {
+			return false
+		}
+	}
+	return true
+}
+
 // backward is how much of [pos-n, pos) is good, from pos down.
 func (r *ring) backward(pos uint64, n int, good prefix) int {
 	done := 0

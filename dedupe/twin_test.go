@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -44,10 +45,8 @@ func TestByteHelpers(t *testing.T) {
 			t.Fatalf("zeros %d, want %d", got, want)
 		}
 		checkFindZeros(t, a)
-		if skip, n := resync(a, b, resyncGap); n > 0 {
-			if n < 16 || !bytes.Equal(a[skip:skip+n], b[skip:skip+n]) {
-				t.Fatalf("resync to %d, %d bytes", skip, n)
-			}
+		if skip, n := resync(a[:len(b)], b, 256); n > 0 && (n < MinToken || !bytes.Equal(a[skip:skip+n], b[skip:skip+n])) {
+			t.Fatalf("resync to %d, %d bytes", skip, n)
 		}
 	}
 }
@@ -70,7 +69,7 @@ func TestResyncBehindEdit(t *testing.T) {
 		for i := range n {
 			b[i] ^= 0x55
 		}
-		if skip, got := resync(a, b, resyncGap); skip != n || got != len(a)-n {
+		if skip, got := resync(a, b, 256); skip != n || got != len(a)-n {
 			t.Errorf("edit of %d bytes: in step at %d for %d", n, skip, got)
 		}
 	}
@@ -104,11 +103,11 @@ func TestScanTwin(t *testing.T) {
 	}
 }
 
-// TestSampling: about one position in 128, and none in runs of one byte.
+// TestSampling: about one position in 256, and none in runs of one byte.
 func TestSampling(t *testing.T) {
 	x := newIndex(minSize)
 	n := 1 << 20
-	if got := len(x.scan(nil, newSource(3, n).pool, 0, n)); got < n/140 || got > n/118 {
+	if got := len(x.scan(nil, newSource(3, n).pool, 0, n)); got < n/280 || got > n/236 {
 		t.Errorf("%d anchors in %d random bytes", got, n)
 	}
 	for b := range 256 {
@@ -118,32 +117,40 @@ func TestSampling(t *testing.T) {
 	}
 }
 
-func TestHint(t *testing.T) {
+// TestIndex: of an anchor's many places the two newest are found, whatever else
+// its bucket is asked to hold.
+func TestIndex(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
-	for _, size := range []int64{minSize, 3 << 20, 64 << 20, 1 << 30, maxSize} {
-		x := newIndexLayout(size)
-		x.slots = make([]uint32, 100)
-		for range 1000 {
-			a := x.anchor(r.Uint64(), 5)
-			head := r.Uint64N(uint64(5 * size))
-			pos := head - r.Uint64N(min(head, uint64(size))+1)
-			ring := Ring(r.IntN(2))
-			if pos == head {
-				continue
+	x := newIndex(minSize)
+	h := heads{1 << 40, 1<<40 + 12345}
+	a := x.anchor(r.Uint64(), 5)
+	var want []uint64
+	for range 1000 {
+		ring := Ring(r.IntN(2))
+		pos := h[ring]
+		n := 1 + r.Uint64N(minSize/8)
+		h[0] += n
+		h[1] += n
+		x.put(&a, ring, pos, &h)
+		x.put(&a, ring, pos, &h)
+		want = append(want, uint64(ring)<<63|pos)
+		for range bucketSize - 2 {
+			other := anchor{bucket: a.bucket, tag: r.Uint64() & tagMask}
+			x.put(&other, ring, pos-r.Uint64N(1<<30), &h)
+		}
+		as := []anchor{a}
+		x.lookup(as)
+		for _, w := range want[max(0, len(want)-2):] {
+			if !slices.ContainsFunc(as[0].places[:], func(e uint64) bool {
+				ring, pos, ok := h.place(e)
+				return ok && w == uint64(ring)<<63|pos
+			}) {
+				t.Fatalf("%x is not among %x", w, as[0].places)
 			}
-			x.put(&a, ring, pos)
-			x.lookup([]anchor{a})
-			a.entry = x.slots[a.slot]
-			gotRing, off, ok := x.hint(&a)
-			got := x.latest(off, head)
-			if !ok || gotRing != ring || pos-got >= 1<<x.unit {
-				t.Fatalf("size %d: position %d ring %d came back as %d ring %d (%v)", size, pos, ring, got, gotRing, ok)
-			}
-			other := a
-			other.tag ^= 1
-			if _, _, ok := x.hint(&other); ok && x.tagMask > 0 {
-				t.Fatal("another tag fits")
-			}
+		}
+		as[0] = anchor{bucket: a.bucket, tag: a.tag ^ 1<<posBits}
+		if x.lookup(as); as[0].places[0] != 0 {
+			t.Fatal("another tag fits")
 		}
 	}
 }

@@ -23,7 +23,6 @@ package estimate
 import (
 	"errors"
 	"io"
-	"path/filepath"
 	"time"
 
 	"stitch/dedupe"
@@ -36,11 +35,8 @@ var ErrDiffers = errors.New("estimate: the decoder's bytes differ from the input
 
 // Config says what a Session's two agents are like.
 type Config struct {
-	// History is the bytes each agent keeps for each direction, Memory how many
-	// of them in memory (0: all), Dir the directory of the two agents' stores
-	// ("": everything in memory). See dedupe.Config.
-	History, Memory int64
-	Dir             string
+	// History is the bytes each agent keeps for each direction.
+	History int64
 	// Expect is how many bytes will be sent, if that is known: memory for them
 	// is taken before anything is measured, as an agent has it after a while.
 	Expect int64
@@ -59,55 +55,19 @@ type Session struct {
 	sender, receiver *dedupe.History
 	shop             *block.Shop
 	lastID           uint64
-	meeting          int64 // bytes that crossed before the first connection was ready
 }
 
-// New returns two agents that have met. They know what their stores hold of an
-// earlier session, if cfg has a directory; else nothing. Close it.
-func New(cfg Config) (*Session, error) {
-	s := &Session{cfg: cfg, shop: block.NewShop(1)}
-	for _, side := range []struct {
-		h    **dedupe.History
-		name string
-	}{{&s.sender, "sender"}, {&s.receiver, "receiver"}} {
-		c := dedupe.Config{Size: cfg.History, Memory: cfg.Memory}
-		if cfg.Dir != "" {
-			c.Dir = filepath.Join(cfg.Dir, side.name)
-		}
-		var err error
-		if *side.h, err = dedupe.Open(c); err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
+// New returns two agents that have never exchanged anything.
+func New(cfg Config) *Session {
+	s := &Session{
+		cfg: cfg, shop: block.NewShop(1),
+		sender: dedupe.NewHistory(cfg.History), receiver: dedupe.NewHistory(cfg.History),
 	}
-	if err := s.meet(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
+	s.sender.Meet(s.receiver.Epoch(), s.receiver.Size())
+	s.receiver.Meet(s.sender.Epoch(), s.sender.Size())
 	s.sender.Touch(dedupe.Sent, cfg.Expect)
 	s.receiver.Touch(dedupe.Received, cfg.Expect)
-	return s, nil
-}
-
-// meet brings the two histories in step, as two agents do when the first
-// connection between them comes up.
-func (s *Session) meet() error {
-	own, peer := s.sender.Summary(), s.receiver.Summary()
-	s.meeting = int64(2*frameHeader + len(own) + len(peer))
-	if _, err := s.sender.Agree(own, peer); err != nil {
-		return err
-	}
-	_, err := s.receiver.Agree(peer, own)
-	return err
-}
-
-// Close ends the stores; what they hold is there for the next session.
-func (s *Session) Close() error {
-	var err error
-	for _, h := range []*dedupe.History{s.sender, s.receiver} {
-		if h != nil {
-			err = errors.Join(err, h.Close())
-		}
-	}
-	return err
+	return s
 }
 
 // now is the processor time so far; 0 if it is not measured.
@@ -152,8 +112,7 @@ func sum(a, b block.Share) block.Share { return block.Share{In: a.In + b.In, Out
 // the same time do. An error of a reader, ErrDiffers or an error of the codec
 // ends it; the Session is then of no more use.
 func (s *Session) Send(from ...io.Reader) (Result, error) {
-	r := Result{Out: s.meeting}
-	s.meeting = 0
+	var r Result
 	conns := make([]*conn, len(from))
 	for i, src := range from {
 		conns[i] = s.dial(src)
