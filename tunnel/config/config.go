@@ -89,8 +89,9 @@ type Segment struct {
 	// Peers are the names of the peers the segment is stretched to.
 	Peers []string
 	// BroadcastLimit is the most broadcast, unknown-unicast and multicast
-	// frames a second sent to the peers; default 500. ARP, ND and RARP have a
-	// bucket of the same size of their own.
+	// frames a second, counted once for each begun BroadcastUnit; default 500,
+	// which is 1 Mbit/s. ARP, ND and RARP have a bucket of the same size of
+	// their own, whatever their length.
 	BroadcastLimit int
 	// VLANs are the VLANs that cross with their tags, besides the untagged
 	// network; sorted, each 1 to 4094. What is inside a listed outer tag
@@ -102,6 +103,10 @@ type Segment struct {
 	// Pass lets cross what stays at its site by default.
 	Pass Pass
 }
+
+// BroadcastUnit is the size in bytes up to which a frame counts once for
+// Segment.BroadcastLimit.
+const BroadcastUnit = 250
 
 // LLC is what Segment.EtherTypes lists for 802.2 frames.
 const LLC = 0

@@ -21,7 +21,11 @@ const (
 	msgHave  = 3
 )
 
-const flagSet = 1
+const (
+	flagBlocked = 1 // of a probe
+	flagLast    = 1 // of have
+	flagNews    = 2 // of have
+)
 
 var (
 	agentCode  = [5]byte{0x02, 0x53, 0x54, 0, 1}
@@ -31,7 +35,7 @@ var (
 // agentMsg is the fixed part of a message; rest aliases the frame.
 type agentMsg struct {
 	kind    byte
-	flag    bool
+	flags   byte
 	segment uint16
 	id      uint64
 	rest    []byte
@@ -46,7 +50,7 @@ func parseAgent(p []byte) (m agentMsg, ok bool) {
 		return m, false
 	}
 	return agentMsg{
-		kind: p[6], flag: p[7]&flagSet != 0, segment: binary.BigEndian.Uint16(p[8:]),
+		kind: p[6], flags: p[7], segment: binary.BigEndian.Uint16(p[8:]),
 		id: binary.BigEndian.Uint64(p[10:]), rest: p[agentLen:],
 	}, true
 }
@@ -58,11 +62,7 @@ func (m agentMsg) appendFrame(dst []byte, vlan uint16) []byte {
 	dst = appendTag(dst, vlan)
 	dst = binary.BigEndian.AppendUint16(dst, typeExtended)
 	dst = append(dst, agentCode[:]...)
-	flags := byte(0)
-	if m.flag {
-		flags = flagSet
-	}
-	dst = append(dst, agentVersion, m.kind, flags)
+	dst = append(dst, agentVersion, m.kind, m.flags)
 	dst = binary.BigEndian.AppendUint16(dst, m.segment)
 	dst = binary.BigEndian.AppendUint64(dst, m.id)
 	return append(dst, m.rest...)
@@ -88,8 +88,10 @@ const (
 	// askAnew how often after that.
 	askEvery = 2 * time.Second
 	askAnew  = time.Minute
-	// maxOutbox bounds the answers that wait to be sent: two whole tables.
-	maxOutbox = 2 * (maxLearned + maxWorkloads) / maxHave
+	// maxNews bounds the hosts whose announcement did not cross.
+	maxNews = maxLearned
+	// maxOutbox bounds the frames that wait to be sent.
+	maxOutbox = 4096
 )
 
 // agents is what a switch exchanges with the other agents of its segment: loop
@@ -101,6 +103,8 @@ type agents struct {
 	// full limits the whole tables given to each peer, one the single hosts.
 	full, one []limiter
 	outbox    []Outgoing
+	// news are hosts that announced themselves on the LAN beyond the limit.
+	news []key
 }
 
 // Guard turns on what agents tell each other: loop probes, and which hosts are
@@ -133,6 +137,11 @@ func (s *Switch) Due(now time.Duration, dst []Outgoing, room int, wait time.Dura
 		}
 		wait = min(wait, a.nextAsk[i]-now)
 	}
+	for len(a.news) > 0 {
+		hosts := a.news[:min(maxHave, len(a.news))]
+		s.have(All, hosts, flagNews)
+		a.news = append(a.news[:0], a.news[len(hosts):]...)
+	}
 	n := min(max(room-len(dst), 0), len(a.outbox))
 	dst = append(dst, a.outbox[:n]...)
 	a.outbox = append(a.outbox[:0], a.outbox[n:]...)
@@ -154,7 +163,7 @@ func (s *Switch) agentFromLAN(now time.Duration, h *header) {
 	if !ok || m.kind != msgProbe || s.agents.loop.id == 0 {
 		return
 	}
-	if s.agents.loop.heard(now, m.id, m.segment, m.flag) {
+	if s.agents.loop.heard(now, m.id, m.segment, m.flags&flagBlocked != 0) {
 		s.table.flush()
 	}
 }
@@ -181,7 +190,7 @@ func (s *Switch) asked(now time.Duration, from Place, p []byte) {
 	k := key(binary.BigEndian.Uint64(p))
 	if k != 0 {
 		if e := s.table.get(now, k); e != nil && e.place == Local && s.agents.one[from-1].allow(now) {
-			s.have(from, []key{k}, false)
+			s.have(from, []key{k}, 0)
 		}
 		return
 	}
@@ -195,14 +204,14 @@ func (s *Switch) asked(now time.Duration, from Place, p []byte) {
 		}
 	}
 	for len(hosts) > maxHave {
-		s.have(from, hosts[:maxHave], false)
+		s.have(from, hosts[:maxHave], 0)
 		hosts = hosts[maxHave:]
 	}
-	s.have(from, hosts, true)
+	s.have(from, hosts, flagLast)
 }
 
 // have tells the peer at place to which hosts are here.
-func (s *Switch) have(to Place, hosts []key, last bool) {
+func (s *Switch) have(to Place, hosts []key, flags byte) {
 	if len(s.agents.outbox) >= maxOutbox {
 		return // the peer asks again
 	}
@@ -210,14 +219,22 @@ func (s *Switch) have(to Place, hosts []key, last bool) {
 	for _, k := range hosts {
 		rest = binary.BigEndian.AppendUint64(rest, uint64(k))
 	}
-	m := agentMsg{kind: msgHave, flag: last, segment: s.segment, id: s.agents.loop.id, rest: rest}
+	m := agentMsg{kind: msgHave, flags: flags, segment: s.segment, id: s.agents.loop.id, rest: rest}
 	s.agents.outbox = append(s.agents.outbox, Outgoing{to, m.appendFrame(nil, 0)})
 }
 
-// told learns the hosts of a peer that were unknown. It moves none: a host that
-// is believed elsewhere may have moved since the peer saw it.
+// news notes that a host announced itself and that this did not cross.
+func (s *Switch) news(h *header) {
+	if a := &s.agents; a.loop.id != 0 && len(a.news) < maxNews {
+		a.news = append(a.news, keyOf(h.src, h.vlan))
+	}
+}
+
+// told learns the hosts that a peer has. News are announcements; but a list of
+// what it has moves none: a host that is believed elsewhere may have moved
+// since the peer saw it.
 func (s *Switch) told(now time.Duration, from Place, m *agentMsg) {
-	if m.flag {
+	if m.flags&flagLast != 0 {
 		s.agents.nextAsk[from-1] = now + askAnew
 	}
 	if len(m.rest) == 0 || s.agents.loop.blocked {
@@ -228,8 +245,21 @@ func (s *Switch) told(now time.Duration, from Place, m *agentMsg) {
 		k := key(binary.BigEndian.Uint64(p))
 		p = p[8:]
 		h := header{src: k.mac(), vlan: k.vlan()}
-		if s.vlan(&h) == Carried && s.addresses(&h) == Carried && s.table.get(now, k) == nil {
-			s.table.learn(now, k, from)
+		if s.vlan(&h) == Carried && s.addresses(&h) == Carried {
+			s.toldOf(now, from, &h, m.flags&flagNews != 0)
 		}
+	}
+}
+
+// toldOf learns the source of h. When it has moved, the LAN's bridge has to know.
+func (s *Switch) toldOf(now time.Duration, from Place, h *header, news bool) {
+	e := s.table.get(now, keyOf(h.src, h.vlan))
+	if e != nil && (!news || e.place == from) {
+		return
+	}
+	var v Verdict
+	s.learn(now, h, &info{kind: KindRARP}, from, &v)
+	if e != nil && v.Drop == Carried && len(s.agents.outbox) < maxOutbox {
+		s.agents.outbox = append(s.agents.outbox, Outgoing{Local, appendRARP(nil, h.src, h.vlan)})
 	}
 }

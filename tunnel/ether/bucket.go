@@ -20,9 +20,14 @@ func newLimiter(perSecond int) limiter {
 }
 
 // allow takes one event at now and reports whether it is within the limit.
-func (l *limiter) allow(now time.Duration) bool {
-	debt := max(l.debt, now) + l.every
-	if debt-now > max(burst, l.every) {
+func (l *limiter) allow(now time.Duration) bool { return l.allowN(now, 1) }
+
+// allowN takes an event that counts for n. If n is more than a burst it is
+// within the limit when there is no debt.
+func (l *limiter) allowN(now time.Duration, n int) bool {
+	cost := time.Duration(n) * l.every
+	debt := max(l.debt, now) + cost
+	if debt-now > max(burst, cost) {
 		return false
 	}
 	l.debt = debt

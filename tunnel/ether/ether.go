@@ -16,7 +16,8 @@
 //   - unknown unicast is not flooded;
 //   - IP packets, ARP and neighbour discovery that give the gateway's or a
 //     workload's address to another MAC are dropped, from either side;
-//   - broadcast and multicast are limited per second in both directions, with
+//   - broadcast and multicast (from a peer also unicast that the bridge would
+//     flood) are limited per second in both directions, with
 //     buckets of their own for announcements of workloads, for ARP, RARP and
 //     neighbour discovery, and for the rest;
 //   - a frame from a peer goes to the LAN only, never to another peer (split
@@ -53,7 +54,9 @@
 //     control channel just as well, and waiting would only lose frames;
 //   - a data frame moves it when it has been at its place for half a second
 //     (until then such frames are late ones from before a move, and are
-//     dropped). A data frame from a peer never moves a workload;
+//     dropped), one from a peer only when the LAN has not heard it for as long:
+//     neither a loop nor a peer takes a talking host away. A data frame from a
+//     peer never moves a workload;
 //   - five moves within 180 s freeze a MAC where it is for 180 s, with a
 //     warning: frames from elsewhere are dropped, announcements ignored;
 //   - [Port.Claim] is authoritative for workloads: it is always obeyed, also
@@ -103,7 +106,8 @@
 //	 5  version 1
 //	 6  type u8: 1 probe, 2 ask, 3 have
 //	 7  flags u8: probe: 1 the sender has blocked its segment;
-//	    have: 1 the last part of an answer to "all"
+//	    have: 1 the last part of an answer to "all", 2 the hosts have just
+//	    announced themselves
 //	 8  segment u16
 //	10  id u64, random for each start of a port
 //	18  probe: nothing. ask: one host, zero: all.

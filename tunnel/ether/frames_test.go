@@ -78,7 +78,7 @@ func garp(mac config.MAC, ip netip.Addr) []byte {
 	return arpFrame(broadcast, mac, arpRequest, mac, ip, config.MAC{}, ip)
 }
 
-func rarp(mac config.MAC) []byte { return appendRARP(nil, mac) }
+func rarp(mac config.MAC) []byte { return appendRARP(nil, mac, 0) }
 
 func data(dst, src config.MAC) []byte { return eth(dst, src, 0x88b5, 1, 2, 3) }
 

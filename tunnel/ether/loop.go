@@ -80,7 +80,10 @@ func (g *guard) tick(now time.Duration) (probe bool) {
 
 // appendProbes appends the probes of now.
 func (g *guard) appendProbes(dst []Outgoing, segment uint16) []Outgoing {
-	m := agentMsg{kind: msgProbe, flag: g.blocked, segment: segment, id: g.id}
+	m := agentMsg{kind: msgProbe, segment: segment, id: g.id}
+	if g.blocked {
+		m.flags = flagBlocked
+	}
 	dst = append(dst, Outgoing{Local, m.appendFrame(nil, 0)})
 	for range min(probeVLANs, len(g.vlans)) {
 		dst = append(dst, Outgoing{Local, m.appendFrame(nil, g.vlans[g.turn])})

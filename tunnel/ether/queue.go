@@ -79,7 +79,7 @@ func (w *writer) frames(buf []byte) {
 func (w *writer) announce(macs []config.MAC) {
 	w.macs, w.rarps = macs, w.rarps[:0]
 	for _, mac := range macs {
-		w.rarps = append(w.rarps, appendRARP(make([]byte, netdev.MinOffset, netdev.MinOffset+rarpLen), mac))
+		w.rarps = append(w.rarps, appendRARP(make([]byte, netdev.MinOffset, netdev.MinOffset+rarpLen), mac, 0))
 	}
 	for at := 0; at < len(w.rarps); at += w.tap.BatchSize() {
 		w.count.relearn.Add(w.write(w.rarps[at:min(at+w.tap.BatchSize(), len(w.rarps))]))

@@ -64,13 +64,13 @@ func (r *relearner) next(now time.Duration, dst []config.MAC, room int, wait tim
 // rarpLen is the length of a RARP frame, padded.
 const rarpLen = 60
 
-// appendRARP appends the broadcast RARP request with which mac announces
-// itself, as a hypervisor sends it after a move.
-func appendRARP(dst []byte, mac config.MAC) []byte {
+// appendRARP appends the broadcast RARP request with which mac announces itself,
+// as a hypervisor sends it after a move; in a VLAN unless that is 0.
+func appendRARP(dst []byte, mac config.MAC, vlan uint16) []byte {
 	n := len(dst)
 	dst = append(dst, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
 	dst = append(dst, mac[:]...)
-	dst = append(dst, 0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, rarpRequest)
+	dst = append(appendTag(dst, vlan), 0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, rarpRequest)
 	dst = append(dst, mac[:]...)
 	dst = append(dst, 0, 0, 0, 0)
 	dst = append(dst, mac[:]...)

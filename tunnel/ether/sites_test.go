@@ -365,9 +365,9 @@ func TestLoopBetweenSites(t *testing.T) {
 	}
 }
 
-// TestLoopControl is the control case: without guards nobody blocks, hosts
-// seem to move, and broadcasts cross the links in both directions until their
-// senders are frozen, wherever that is.
+// TestLoopControl is the control case: without guards nobody blocks, every
+// broadcast crosses the links in both directions, and whoever announces itself
+// seems to move until it is frozen, wherever that is.
 func TestLoopControl(t *testing.T) {
 	w := newSites(2, testBasic, false)
 	a := w.host(0, macA)
@@ -376,9 +376,13 @@ func TestLoopControl(t *testing.T) {
 		w.from(a, data(broadcast, macA))
 		w.run(10 * time.Millisecond)
 	}
-	st := stats(w.all[0].sw, "dc2")
-	if w.blocked() != nil || w.all[0].wire < 100 || w.all[1].wire < 100 || st.Moves == 0 {
-		t.Errorf("%d and %d frames on the links, %d moves of a host that never moved", w.all[0].wire, w.all[1].wire, st.Moves)
+	if w.blocked() != nil || w.all[0].wire < 900 || w.all[1].wire < 900 {
+		t.Errorf("%d and %d frames on the links for 1000 broadcasts", w.all[0].wire, w.all[1].wire)
+	}
+	w.from(a, garp(macA, ip10))
+	w.run(time.Second)
+	if st := stats(w.all[0].sw, "dc2"); st.Moves < maxMoves || st.Frozen != 1 {
+		t.Errorf("%d moves of a host that never moved, %d frozen", st.Moves, st.Frozen)
 	}
 }
 
@@ -417,5 +421,44 @@ func TestLoopInside(t *testing.T) {
 	}
 	if took := w.now - start; took > 2*time.Second || !slices.Equal(w.blocked(), []int{0}) || !w.all[0].sw.Loop().Own {
 		t.Errorf("blocked %v after %v", w.blocked(), took)
+	}
+}
+
+// TestAnnouncementStorm is L-10: a thousand hosts come up at another site within
+// a second and announce themselves. What crosses is limited; a second later
+// every site has them at their place, and the bridges have been told.
+func TestAnnouncementStorm(t *testing.T) {
+	const hosts = 1000
+	w := newSites(3, testBasic, true)
+	watcher := w.host(0, macA)
+	mac := func(i int) config.MAC { return config.MAC{2, 6, 4: byte(i >> 8), 5: byte(i)} }
+	for i := range hosts {
+		w.fromLAN(w.all[0], data(macB, mac(i)))
+		w.fromLAN(w.all[0], data(macB, mac(i)))
+		w.run(time.Millisecond)
+	}
+	w.run(time.Second)
+	sent := w.all[1].wire
+	watcher.take()
+	for i := range hosts {
+		w.flood(w.lans[1], nil, nil, garp(mac(i), ip10))
+		w.run(time.Millisecond)
+	}
+	if n := w.all[1].wire - sent; n > 2*(500+100)+20 {
+		t.Errorf("%d copies crossed within the second, want the limit of 500 to each peer", n)
+	}
+	w.run(time.Second)
+	for i, s := range w.all {
+		at := s.place(w.all[1])
+		if got := s.sw.table.places(at); got < hosts {
+			t.Errorf("site %d has %d of %d hosts where they are now", i, got, hosts)
+		}
+	}
+	told := map[config.MAC]bool{}
+	for _, frame := range watcher.take() {
+		told[config.MAC(frame[6:12])] = true
+	}
+	if len(told) != hosts {
+		t.Errorf("the bridge of the old site heard of %d of %d hosts", len(told), hosts)
 	}
 }

@@ -8,8 +8,9 @@ import (
 )
 
 const (
-	// moveHold is how long a MAC must have been at its place before a data
-	// frame moves it: longer than what is still under way from before a move.
+	// moveHold is how long a MAC must have been at its place, or silent on the
+	// LAN, before a data frame moves it: longer than what is still under way
+	// from before a move.
 	moveHold = 500 * time.Millisecond
 	// announceGap is the least time between two reports of a MAC that has not
 	// moved.
@@ -123,7 +124,10 @@ func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
 		s.answer(now, frame, &h, &in, &v)
 	}
 	if v.Drop == Carried && v.To == All {
-		v.Drop = s.take(now, &s.sent, &h, &in)
+		v.Drop = s.take(now, &s.sent, &h, &in, len(frame))
+		if v.Drop == LimitARP && in.kind != "" {
+			s.news(&h)
+		}
 	}
 	s.lan[v.Drop]++
 	return v
@@ -149,7 +153,7 @@ func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
 		s.learn(now, &h, &in, from, &v)
 	}
 	if v.Drop == Carried && !s.known(now, &h) {
-		v.Drop = s.take(now, &s.received[from-1], &h, &in)
+		v.Drop = s.take(now, &s.received[from-1], &h, &in, len(frame))
 	}
 	s.link[v.Drop]++
 	return v
@@ -231,7 +235,7 @@ func mayMove(now time.Duration, e *entry, in *info, at Place) Reason {
 		return Frozen
 	case in.kind != "":
 		return Carried
-	case now-e.since < moveHold:
+	case now-e.since < moveHold, e.place == Local && now-e.seen < moveHold:
 		return Late
 	case e.workload && at != Local:
 		return Owned
@@ -276,14 +280,14 @@ func (s *Switch) route(now time.Duration, h *header) (Place, Reason) {
 	return e.place, Carried
 }
 
-// take charges a frame to its bucket of l. Workloads have one of their own for
-// announcements, so that no storm of others' hides a move.
-func (s *Switch) take(now time.Duration, l *limits, h *header, in *info) Reason {
+// take charges a frame of a size to its bucket of l. Workloads have one of their
+// own for announcements, so that no storm of others' hides a move.
+func (s *Switch) take(now time.Duration, l *limits, h *header, in *info, size int) Reason {
 	switch {
 	case in.kind != "" && s.isWorkload(now, h) && l.workloads.allow(now):
 	case in.control && !l.arp.allow(now):
 		return LimitARP
-	case !in.control && !l.broadcast.allow(now):
+	case !in.control && !l.broadcast.allowN(now, 1+(size-1)/config.BroadcastUnit):
 		return LimitBroadcast
 	}
 	return Carried
