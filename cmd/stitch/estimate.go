@@ -33,7 +33,7 @@ func estimateCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "link", Usage: "`RATE` of the link between the sites (45mbit, 1gbit)"},
 			&cli.StringSliceFlag{Name: "seed", Usage: "`FILE` that both sites have in their history already, not counted; may be repeated"},
-			&cli.StringFlag{Name: "history-size", Usage: "`SIZE` of the history, such as 1GiB (default: all files, at most a quarter of the free memory)"},
+			&cli.StringFlag{Name: "history-size", Usage: "`SIZE` of the history, such as 1GiB (default: twice the files, at most a quarter of the free memory)"},
 			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 		},
 		Action: runEstimate,
@@ -58,9 +58,12 @@ func runEstimate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
-	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
+	s, err := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
 	if err != nil {
+		return err
+	}
+	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
+	if err = errors.Join(err, s.Close()); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -93,8 +96,8 @@ const (
 	memoryPart   = 4
 )
 
-// historySize reads --history-size, or chooses: so much that all of the input
-// (bytes; -1 if unknown) stays findable, if the memory allows.
+// historySize reads --history-size, or chooses: so much that no part of the
+// input (bytes; -1 if unknown) is about to be forgotten, if the memory allows.
 func historySize(s string, input int64) (int64, error) {
 	if s != "" {
 		n, err := config.ParseSize(s)
@@ -110,10 +113,11 @@ func historySize(s string, input int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if input < 0 {
-		return max(free/memoryPart, leastHistory), nil
+	most := free / memoryPart
+	if input < 0 || input > most/2 {
+		return max(most, leastHistory), nil
 	}
-	return max(min(input+input/4, free/memoryPart), leastHistory), nil
+	return max(2*input, leastHistory), nil
 }
 
 // freeMemory is the bytes that the kernel would give to programs now.

@@ -19,10 +19,10 @@ const turnBytes = max(1<<20, block.MaxBlock)
 const (
 	frameHeader = 4
 	countFrame  = frameHeader + 8 // CREDIT, FIN, DONE
-	helloLen    = 64
+	helloLen    = 89              // with the name of the domain "default"
 	macLen      = 32
 	// setupBytes is HELLO, WELCOME, AUTH, READY, OPEN (IPv4), DIALING, OPENED.
-	setupBytes = 7*frameHeader + helloLen + helloLen + macLen + macLen + 17 + 4
+	setupBytes = 7*frameHeader + helloLen + helloLen + macLen + macLen + 18 + 4
 	// endBytes is FIN and DONE, both ways.
 	endBytes = 4 * countFrame
 )

@@ -23,6 +23,7 @@ package estimate
 import (
 	"errors"
 	"io"
+	"path/filepath"
 	"time"
 
 	"stitch/dedupe"
@@ -35,8 +36,11 @@ var ErrDiffers = errors.New("estimate: the decoder's bytes differ from the input
 
 // Config says what a Session's two agents are like.
 type Config struct {
-	// History is the bytes each agent keeps for each direction.
-	History int64
+	// History is the bytes each agent keeps for each direction, Memory how many
+	// of them in memory (0: all), Dir the directory of the two agents' stores
+	// ("": everything in memory). See dedupe.Config.
+	History, Memory int64
+	Dir             string
 	// Expect is how many bytes will be sent, if that is known: memory for them
 	// is taken before anything is measured, as an agent has it after a while.
 	Expect int64
@@ -55,19 +59,55 @@ type Session struct {
 	sender, receiver *dedupe.History
 	shop             *block.Shop
 	lastID           uint64
+	meeting          int64 // bytes that crossed before the first connection was ready
 }
 
-// New returns two agents that have never exchanged anything.
-func New(cfg Config) *Session {
-	s := &Session{
-		cfg: cfg, shop: block.NewShop(1),
-		sender: dedupe.NewHistory(cfg.History), receiver: dedupe.NewHistory(cfg.History),
+// New returns two agents that have met. They know what their stores hold of an
+// earlier session, if cfg has a directory; else nothing. Close it.
+func New(cfg Config) (*Session, error) {
+	s := &Session{cfg: cfg, shop: block.NewShop(1)}
+	for _, side := range []struct {
+		h    **dedupe.History
+		name string
+	}{{&s.sender, "sender"}, {&s.receiver, "receiver"}} {
+		c := dedupe.Config{Size: cfg.History, Memory: cfg.Memory}
+		if cfg.Dir != "" {
+			c.Dir = filepath.Join(cfg.Dir, side.name)
+		}
+		var err error
+		if *side.h, err = dedupe.Open(c); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
-	s.sender.Meet(s.receiver.Epoch(), s.receiver.Size())
-	s.receiver.Meet(s.sender.Epoch(), s.sender.Size())
+	if err := s.meet(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	s.sender.Touch(dedupe.Sent, cfg.Expect)
 	s.receiver.Touch(dedupe.Received, cfg.Expect)
-	return s
+	return s, nil
+}
+
+// meet brings the two histories in step, as two agents do when the first
+// connection between them comes up.
+func (s *Session) meet() error {
+	own, peer := s.sender.Summary(), s.receiver.Summary()
+	s.meeting = int64(2*frameHeader + len(own) + len(peer))
+	if _, err := s.sender.Agree(own, peer); err != nil {
+		return err
+	}
+	_, err := s.receiver.Agree(peer, own)
+	return err
+}
+
+// Close ends the stores; what they hold is there for the next session.
+func (s *Session) Close() error {
+	var err error
+	for _, h := range []*dedupe.History{s.sender, s.receiver} {
+		if h != nil {
+			err = errors.Join(err, h.Close())
+		}
+	}
+	return err
 }
 
 // now is the processor time so far; 0 if it is not measured.
@@ -112,7 +152,8 @@ func sum(a, b block.Share) block.Share { return block.Share{In: a.In + b.In, Out
 // the same time do. An error of a reader, ErrDiffers or an error of the codec
 // ends it; the Session is then of no more use.
 func (s *Session) Send(from ...io.Reader) (Result, error) {
-	var r Result
+	r := Result{Out: s.meeting}
+	s.meeting = 0
 	conns := make([]*conn, len(from))
 	for i, src := range from {
 		conns[i] = s.dial(src)
