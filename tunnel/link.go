@@ -15,6 +15,7 @@ import (
 	"stitch/tunnel/dns"
 	"stitch/tunnel/ether"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/redirect"
 	"stitch/tunnel/wg"
 )
@@ -52,9 +53,9 @@ type sender struct {
 }
 
 // SendFrame implements ether.Sender.
-func (s *sender) SendFrame(segment uint16, frame []byte) bool {
+func (s *sender) SendFrame(segment uint16, frame []byte, h super.Header) bool {
 	l := s.link.Load()
-	return l != nil && l.SendFrame(segment, frame)
+	return l != nil && l.SendFrame(segment, frame, h)
 }
 
 // RunLink runs the link plane until ctx ends. Devices, rules and routes then
@@ -234,6 +235,7 @@ func (p *linkPlane) connect() error {
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
 			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Log: p.log,
 			OnFrame:   func(id uint16, frame []byte) { p.fromLink(peer.Name, id, frame) },
+			OnBatch:   func() { p.flush(peer.Name) },
 			OnControl: func(msg []byte) { p.manager.FromPeer(peer.Name, msg) },
 			OnState:   func(s wg.State) { p.log.Info("link", "peer", peer.Name, "state", s) },
 		})
@@ -253,6 +255,13 @@ func (p *linkPlane) fromLink(peer string, id uint16, frame []byte) {
 		port.FromLink(peer, frame)
 	} else {
 		p.links[peer].unknown.Add(1)
+	}
+}
+
+// flush lets the segments write what a peer sent.
+func (p *linkPlane) flush(peer string) {
+	for _, s := range p.segments {
+		s.port.Flush(peer)
 	}
 }
 

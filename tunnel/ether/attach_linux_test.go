@@ -21,6 +21,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 )
 
 // newNamespace puts the test's thread into a network namespace of its own,
@@ -169,8 +170,17 @@ type site struct {
 }
 
 // SendFrame hands a frame to the other site, as a link would.
-func (s *site) SendFrame(_ uint16, frame []byte) bool {
-	s.other.port.FromLink("peer", frame)
+func (s *site) SendFrame(_ uint16, frame []byte, h super.Header) bool {
+	var cut super.Splitter
+	if cut.Start(slices.Clone(frame), h, super.Ethernet, 1412) != nil {
+		return false
+	}
+	for n := cut.Len(); n > 0; n = cut.Len() {
+		b := make([]byte, n)
+		cut.Next(b)
+		s.other.port.FromLink("peer", b)
+	}
+	s.other.port.Flush("peer")
 	return true
 }
 

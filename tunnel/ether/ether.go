@@ -125,6 +125,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 )
 
 // MaxFrame is the longest Ethernet frame carried, without FCS: 9216 bytes of
@@ -133,9 +134,10 @@ const MaxFrame = 9216 + 14 + 8
 
 // Sender is the way to one peer, a wg.Link.
 type Sender interface {
-	// SendFrame sends one Ethernet frame of a segment. It borrows frame, does
-	// not block, and reports whether the frame was taken.
-	SendFrame(segment uint16, frame []byte) bool
+	// SendFrame sends one Ethernet frame of a segment, or a super-frame (h is
+	// the TAP's word about it). It borrows frame, may wait a moment for room,
+	// and reports whether the frame was taken.
+	SendFrame(segment uint16, frame []byte, h super.Header) bool
 }
 
 // StaticMAC says where a workload is.

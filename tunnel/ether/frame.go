@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"stitch/tunnel/config"
+	"stitch/tunnel/netdev/super"
 )
 
 // EtherTypes that are looked at.
@@ -50,12 +51,13 @@ type header struct {
 	payload []byte
 }
 
-// parse reads the headers of frame; payload aliases it.
+// parse reads the headers of frame, which may be a super-frame; payload
+// aliases it.
 func parse(frame []byte) (header, Reason) {
 	if len(frame) < headerLen {
 		return header{}, Runt
 	}
-	if len(frame) > MaxFrame {
+	if len(frame) > super.MaxPacket {
 		return header{}, TooLong
 	}
 	h := header{dst: config.MAC(frame[:6]), src: config.MAC(frame[6:12])}

@@ -10,30 +10,35 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"stitch/tunnel/config"
+	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 )
 
 const (
-	// queueLen is the most frames from peers that wait for the TAP, at most
-	// 9 MB when all are the longest; 60 ms of a 200 Mbit/s link.
-	queueLen = 1024
-	// maxBatch bounds the frames given to the TAP at once.
+	// readBatch is the most frames or super-frames read from the TAP at once,
+	// each into 64 KiB.
+	readBatch = 8
+	// maxBatch bounds the announcements given to the TAP at once.
 	maxBatch = 64
 	// tickEvery is how often the switch forgets what has aged.
 	tickEvery = time.Second
 )
 
 // Port joins the LAN to the peers of one segment. Its methods are safe for
-// concurrent use. Two goroutines move frames: Run's own reads the TAP and
-// sends, another writes what peers sent; the Switch is shared under one lock.
+// concurrent use. Run's goroutine reads the TAP and sends; what a peer sent is
+// written to the TAP by the goroutine that received it. The Switch is shared
+// under one lock.
 type Port struct {
 	cfg    Config
 	log    *slog.Logger
 	peers  []peer
 	places map[string]Place
-	queue  *queue
+	lanes  [][][]byte // by place: what a peer sent and is to be written
+	single [1][]byte  // of toLAN
 	start  time.Time
 	wake   chan struct{} // a claim changed the schedule; holds one
 	done   chan struct{} // closed by Close
@@ -61,7 +66,7 @@ func Open(cfg Config) *Port {
 		panic("ether: more than 254 peers")
 	}
 	p := &Port{
-		cfg: cfg, log: cfg.Log, places: map[string]Place{"": Local}, queue: newQueue(queueLen),
+		cfg: cfg, log: cfg.Log, places: map[string]Place{"": Local},
 		start: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{}),
 		alarms: newLimiter(alarmsPerSecond),
 	}
@@ -73,6 +78,7 @@ func Open(cfg Config) *Port {
 		p.peers = append(p.peers, peer{name, cfg.Peers[name]})
 		p.places[name] = Place(len(p.peers))
 	}
+	p.lanes = make([][][]byte, len(p.peers)+1)
 	p.sw = NewSwitch(cfg.Segment, len(p.peers), cfg.Own, p.static())
 	if cfg.ID != 0 {
 		p.sw.Guard(cfg.ID)
@@ -82,6 +88,14 @@ func Open(cfg Config) *Port {
 		return cfg.TAP.Close()
 	})
 	return p
+}
+
+// portCounts are the counters of a Port that the Switch does not have.
+type portCounts struct {
+	lanFrames, lanBytes, toPeers, linkRefused atomic.Uint64
+	linkFrames, linkBytes, toLAN, writeFailed atomic.Uint64
+	tooLong, tooLongLink                      atomic.Uint64
+	made, relearn                             atomic.Uint64
 }
 
 // alarmsPerSecond bounds the warnings about frozen and disputed addresses.
@@ -114,11 +128,12 @@ func (p *Port) Close() error { return p.close() }
 // the TAP fails (its error); then the port is closed. Only one Run per port.
 func (p *Port) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { p.Close() })()
-	var writer sync.WaitGroup
-	writer.Go(p.write)
+	var making sync.WaitGroup
+	makes := announcer{Port: p}
+	making.Go(makes.run)
 	err := p.read()
 	p.Close()
-	writer.Wait()
+	making.Wait()
 	switch {
 	case ctx.Err() != nil:
 		return nil
@@ -132,15 +147,18 @@ func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) || errors.I
 
 // read takes frames from the TAP until it fails.
 func (p *Port) read() error {
-	bufs := make([][]byte, p.cfg.TAP.BatchSize())
+	bufs := make([][]byte, min(readBatch, p.cfg.TAP.BatchSize()))
 	for i := range bufs {
-		bufs[i] = make([]byte, MaxFrame+1) // one more shows what was cut off
+		bufs[i] = make([]byte, netdev.BufferLen)
 	}
 	sizes := make([]int, len(bufs))
 	for {
-		n, err := p.cfg.TAP.Read(bufs, sizes, 0)
-		for i := range n {
-			p.fromLAN(bufs[i][:sizes[i]])
+		n, err := p.cfg.TAP.Read(bufs, sizes, netdev.MinOffset)
+		for i, b := range bufs[:n] {
+			h, bad := super.ParseHeader(b[netdev.MinOffset-super.HeaderLen:])
+			if bad == nil {
+				p.fromLAN(b[netdev.MinOffset:][:sizes[i]], h)
+			}
 		}
 		if err != nil {
 			return err
@@ -148,10 +166,14 @@ func (p *Port) read() error {
 	}
 }
 
-// fromLAN decides on one frame and sends it.
-func (p *Port) fromLAN(frame []byte) {
+// fromLAN decides on one frame or super-frame and sends it.
+func (p *Port) fromLAN(frame []byte, h super.Header) {
 	p.count.lanFrames.Add(1)
 	p.count.lanBytes.Add(uint64(len(frame)))
+	if h.Kind == super.None && len(frame) > MaxFrame {
+		p.count.tooLong.Add(1)
+		return
+	}
 	p.mu.Lock()
 	v := p.sw.FromLAN(p.now(), frame)
 	p.mu.Unlock()
@@ -165,15 +187,15 @@ func (p *Port) fromLAN(frame []byte) {
 	case v.Drop != Carried:
 	case v.To == All:
 		for i := range p.peers {
-			p.send(&p.peers[i], frame)
+			p.send(&p.peers[i], frame, h)
 		}
 	default:
-		p.send(&p.peers[v.To-1], frame)
+		p.send(&p.peers[v.To-1], frame, h)
 	}
 }
 
-func (p *Port) send(to *peer, frame []byte) {
-	if to.send.SendFrame(p.cfg.Segment.ID, frame) {
+func (p *Port) send(to *peer, frame []byte, h super.Header) {
+	if to.send.SendFrame(p.cfg.Segment.ID, frame, h) {
 		p.count.toPeers.Add(1)
 	} else {
 		p.count.linkRefused.Add(1)
@@ -185,7 +207,7 @@ func (p *Port) send(to *peer, frame []byte) {
 func (p *Port) sendOwn(to Place, frame []byte) {
 	for i := range p.peers {
 		if to == All || int(to) == i+1 {
-			p.peers[i].send.SendFrame(p.cfg.Segment.ID, frame)
+			p.peers[i].send.SendFrame(p.cfg.Segment.ID, frame, super.Header{})
 		}
 	}
 }
@@ -217,12 +239,15 @@ func (p *Port) alarm(mac config.MAC) {
 	}
 }
 
-// FromLink takes a frame that peer sent. It borrows frame and never blocks:
-// when the queue to the TAP is full the frame is dropped and counted, since a
-// waiting receiver would hold up everything else on the link.
+// FromLink takes a frame that peer sent, which it borrows until Flush. Frames
+// of one peer must come one at a time.
 func (p *Port) FromLink(peer string, frame []byte) {
 	p.count.linkFrames.Add(1)
 	p.count.linkBytes.Add(uint64(len(frame)))
+	if len(frame) > MaxFrame {
+		p.count.tooLongLink.Add(1)
+		return
+	}
 	from := p.places[peer] // Local, which no peer is, if unknown
 	p.mu.Lock()
 	v := p.sw.FromPeer(p.now(), from, frame)
@@ -230,17 +255,42 @@ func (p *Port) FromLink(peer string, frame []byte) {
 	p.tell(&v)
 	switch v.Drop {
 	case Carried:
-		p.toLAN(frame)
+		p.lanes[from] = append(p.lanes[from], frame)
 	case AgentMessage:
 		p.poke() // there may be an answer
 	}
 }
 
-// toLAN queues a copy of frame for the TAP.
+// Flush writes what FromLink took from peer to the TAP, which joins frames
+// that follow each other. It waits for nobody: the kernel takes what is
+// written, or drops it.
+func (p *Port) Flush(peer string) {
+	lane := &p.lanes[p.places[peer]]
+	p.count.toLAN.Add(p.put(*lane))
+	clear(*lane)
+	*lane = (*lane)[:0]
+}
+
+// toLAN writes one frame to the TAP; only the goroutine that reads it may.
 func (p *Port) toLAN(frame []byte) {
-	if !p.queue.put(frame) {
-		p.count.queueFull.Add(1)
+	p.single[0] = frame
+	p.count.toLAN.Add(p.put(p.single[:]))
+}
+
+// put returns how many of frames the TAP took. What it did not take is
+// dropped: the LAN's hosts repeat what matters, and a TAP that is gone ends
+// the reader too.
+func (p *Port) put(frames [][]byte) uint64 {
+	if len(frames) == 0 {
+		return 0
 	}
+	n, err := p.cfg.TAP.Write(frames, 0)
+	taken := uint64(max(0, min(n, len(frames))))
+	p.count.writeFailed.Add(uint64(len(frames)) - taken)
+	if errors.Is(err, netdev.ErrNoJoin) {
+		p.log.Warn("offload", "err", err)
+	}
+	return taken
 }
 
 // Claim says that the workload with this MAC is at peer; empty: at this site.
@@ -276,44 +326,55 @@ func (p *Port) poke() {
 	}
 }
 
-// write gives the TAP what peers sent and what relearn says.
-func (p *Port) write() {
-	w := newWriter(p.cfg.TAP, p.queue, &p.count)
+// announcer makes the frames of the segment itself. Only one goroutine uses it.
+type announcer struct {
+	*Port
+	macs []config.MAC
+	own  []Outgoing
+	lan  [][]byte
+}
+
+// run does what is due until the port is closed.
+func (a *announcer) run() {
 	timer := time.NewTimer(tickEvery)
 	defer timer.Stop()
 	for {
 		select {
-		case <-p.done:
+		case <-a.done:
 			return
-		case buf := <-p.queue.full:
-			w.frames(buf)
-			continue
-		case <-p.wake:
+		case <-a.wake:
 		case <-timer.C:
 		}
-		timer.Reset(p.announce(w))
+		timer.Reset(a.due())
 	}
 }
 
-// announce does what is due and returns the time until something is.
-func (p *Port) announce(w *writer) time.Duration {
-	p.mu.Lock()
-	now := p.now()
-	p.sw.Tick(now)
-	macs, wait := p.relearn.next(now, w.macs[:0], maxBatch, tickEvery)
-	w.own, wait = p.sw.Due(now, w.own[:0], maxBatch, wait)
-	loop := p.sw.Loop()
-	p.mu.Unlock()
-	w.announce(macs)
-	for _, o := range w.own {
+// due does what is due and returns the time until something is.
+func (a *announcer) due() time.Duration {
+	a.mu.Lock()
+	now := a.now()
+	a.sw.Tick(now)
+	var wait time.Duration
+	a.macs, wait = a.relearn.next(now, a.macs[:0], maxBatch, tickEvery)
+	a.own, wait = a.sw.Due(now, a.own[:0], maxBatch, wait)
+	loop := a.sw.Loop()
+	a.mu.Unlock()
+	a.lan = a.lan[:0]
+	for _, mac := range a.macs {
+		a.lan = append(a.lan, appendRARP(nil, mac, 0))
+	}
+	a.count.relearn.Add(a.put(a.lan))
+	a.lan = a.lan[:0]
+	for _, o := range a.own {
 		if o.To == Local {
-			p.count.made.Add(1)
-			p.toLAN(o.Frame)
+			a.lan = append(a.lan, o.Frame)
 		} else {
-			p.sendOwn(o.To, o.Frame)
+			a.sendOwn(o.To, o.Frame)
 		}
 	}
-	p.loopNews(loop)
+	a.count.made.Add(uint64(len(a.lan)))
+	a.count.toLAN.Add(a.put(a.lan))
+	a.loopNews(loop)
 	return wait
 }
 
@@ -340,8 +401,8 @@ func (p *Port) Stats() Stats {
 		FromLAN: map[string]uint64{}, FromLink: map[string]uint64{}, MACs: map[string]int{},
 	}
 	var lan, link counts
-	lan[LinkRefused] = p.count.linkRefused.Load()
-	link[QueueFull], link[WriteFailed] = p.count.queueFull.Load(), p.count.writeFailed.Load()
+	lan[LinkRefused], lan[TooLong] = p.count.linkRefused.Load(), p.count.tooLong.Load()
+	link[WriteFailed], link[TooLong] = p.count.writeFailed.Load(), p.count.tooLongLink.Load()
 	lan.addTo(st.FromLAN)
 	link.addTo(st.FromLink)
 	names := make([]string, len(p.peers))

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"stitch/tunnel/config"
-	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 )
 
 // fakeTAP hands out what is put into in and keeps copies of what is written.
@@ -26,11 +26,10 @@ type fakeTAP struct {
 	once   sync.Once
 	batch  int
 
-	mu    sync.Mutex
-	out   [][]byte
-	at    []time.Time
-	stall chan struct{} // Write waits for it if set
-	err   error
+	mu  sync.Mutex
+	out [][]byte
+	at  []time.Time
+	err error
 }
 
 func newFakeTAP() *fakeTAP {
@@ -47,6 +46,7 @@ func (f *fakeTAP) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		if !ok {
 			return 0, errors.New("device deleted")
 		}
+		clear(bufs[0][:offset])
 		sizes[0] = copy(bufs[0][offset:], b)
 		return 1, nil
 	case <-f.closed:
@@ -54,22 +54,18 @@ func (f *fakeTAP) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
+func (f *fakeTAP) Poll([][]byte, []int, int) (int, error) { return 0, nil }
+func (f *fakeTAP) Wake()                                  {}
+
 func (f *fakeTAP) Write(bufs [][]byte, offset int) (int, error) {
-	if f.stall != nil {
-		<-f.stall
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if offset < netdev.MinOffset || len(bufs) > f.batch {
-		panic("bad Write")
-	}
 	if f.err != nil {
 		return 0, f.err
 	}
 	for _, b := range bufs {
 		f.out = append(f.out, bytes.Clone(b[offset:]))
 		f.at = append(f.at, time.Now())
-		clear(b[:cap(b)]) // Write may overwrite what it borrows
 	}
 	return len(bufs), nil
 }
@@ -104,7 +100,7 @@ type fakeLink struct {
 	refuse bool
 }
 
-func (f *fakeLink) SendFrame(segment uint16, frame []byte) bool {
+func (f *fakeLink) SendFrame(segment uint16, frame []byte, _ super.Header) bool {
 	if segment != 100 {
 		panic("wrong segment")
 	}
@@ -149,6 +145,7 @@ func (r *rig) fromLAN(frame []byte) {
 
 func (r *rig) fromLink(peer string, frame []byte) {
 	r.FromLink(peer, frame)
+	r.Flush(peer)
 	synctest.Wait()
 }
 
@@ -285,27 +282,47 @@ func TestRelearnerBound(t *testing.T) {
 	}
 }
 
-// TestQueueFull stalls the TAP: FromLink must not wait, the newest are dropped.
-func TestQueueFull(t *testing.T) {
+// Frames of a batch leave for the LAN together, in order.
+func TestBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t)
 		defer r.stop(t)
-		r.tap.stall = make(chan struct{})
 		r.fromLAN(data(broadcast, macA))
-		const extra = 50
-		for i := range queueLen + extra {
+		for i := range 300 {
 			r.FromLink("dc2", eth(macA, macB, 0x88b5, byte(i>>8), byte(i)))
 		}
-		close(r.tap.stall)
-		synctest.Wait()
+		if out := r.tap.written(); len(out) != 0 {
+			t.Errorf("%d frames written before the batch was over", len(out))
+		}
+		r.Flush("dc3")
+		r.Flush("dc2")
+		r.Flush("dc2")
 		out := r.tap.written()
-		if len(out) != queueLen || r.Stats().FromLink["queue-full"] != extra {
-			t.Errorf("%d written, dropped %v", len(out), r.Stats().FromLink)
+		if len(out) != 300 || r.Stats().ToLAN != 300 {
+			t.Errorf("%d written, %d counted", len(out), r.Stats().ToLAN)
 		}
 		for i, b := range out {
 			if got := int(b[14])<<8 | int(b[15]); got != i {
 				t.Fatalf("frame %d has number %d", i, got)
 			}
+		}
+	})
+}
+
+// A super-frame is judged once and goes on as it is.
+func TestSuperFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t)
+		defer r.stop(t)
+		r.fromLink("dc2", data(broadcast, macB))
+		frame := eth(macB, macA, typeIPv4, ipv4Packet(6, 0, make([]byte, 60000)...)...)
+		r.Port.fromLAN(frame, super.Header{Partial: true, Kind: super.TCP4, Size: 1460, Start: 34, Offset: 16})
+		if len(r.dc2.frames) != 1 || !bytes.Equal(r.dc2.frames[0], frame) {
+			t.Errorf("%d frames crossed", len(r.dc2.frames))
+		}
+		r.Port.fromLAN(frame, super.Header{})
+		if len(r.dc2.frames) != 1 || r.Stats().FromLAN["too-long"] != 1 {
+			t.Errorf("a frame of 60000 bytes crossed: %v", r.Stats().FromLAN)
 		}
 	})
 }
@@ -324,14 +341,15 @@ func TestWriteFailure(t *testing.T) {
 	})
 }
 
-// TestTruncated reads a frame longer than the buffer.
-func TestTruncated(t *testing.T) {
+// TestTooLong has frames that are longer than any that crosses.
+func TestTooLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t)
 		defer r.stop(t)
 		r.fromLAN(eth(broadcast, macA, 0x88b5, make([]byte, 65000)...))
-		if r.Stats().FromLAN["too-long"] != 1 || len(r.dc2.frames) != 0 {
-			t.Errorf("%v", r.Stats().FromLAN)
+		r.fromLink("dc2", eth(broadcast, macB, 0x88b5, make([]byte, MaxFrame+1-14)...))
+		if st := r.Stats(); st.FromLAN["too-long"] != 1 || st.FromLink["too-long"] != 1 || len(r.dc2.frames)+len(r.tap.written()) != 0 {
+			t.Errorf("%v %v", st.FromLAN, st.FromLink)
 		}
 	})
 }
@@ -387,21 +405,18 @@ func TestNoAllocs(t *testing.T) {
 	discard := discardTAP{tap}
 	p := Open(Config{Segment: testBasic, Peers: map[string]Sender{"dc2": nullLink{}}, TAP: discard,
 		Static: func() []StaticMAC { return []StaticMAC{{MAC: macVM, IP: vmIP}} }})
-	w := newWriter(discard, p.queue, &p.count)
 	out, in := eth(macB, macA, typeIPv4, ipv4Packet(6, 0, make([]byte, 1460)...)...), data(macA, macB)
 	ask := arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11)
 	solicit := v6(protoICMP6, nd(ndSolicit, 0, hostGUA, macA)...)
 	round := func() {
-		p.fromLAN(out)
-		p.fromLAN(ask)
-		p.fromLAN(solicit)
+		p.fromLAN(out, super.Header{})
+		p.fromLAN(ask, super.Header{})
+		p.fromLAN(solicit, super.Header{})
 		p.FromLink("dc2", in)
 		p.FromLink("dc2", out)
-		w.frames(<-p.queue.full)
+		p.Flush("dc2")
 	}
-	for range queueLen {
-		round() // buffers grow
-	}
+	round() // buffers grow
 	if n := testing.AllocsPerRun(100, round); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -409,7 +424,7 @@ func TestNoAllocs(t *testing.T) {
 
 type nullLink struct{}
 
-func (nullLink) SendFrame(uint16, []byte) bool { return true }
+func (nullLink) SendFrame(uint16, []byte, super.Header) bool { return true }
 
 type discardTAP struct{ *fakeTAP }
 
@@ -423,6 +438,6 @@ func BenchmarkFromLAN(b *testing.B) {
 	b.SetBytes(int64(len(frame)))
 	b.ReportAllocs()
 	for b.Loop() {
-		p.fromLAN(frame)
+		p.fromLAN(frame, super.Header{})
 	}
 }

@@ -86,8 +86,6 @@ const (
 	UnknownPeer
 	// LinkRefused is a copy that the link did not take (it counts why).
 	LinkRefused
-	// QueueFull is a frame from a peer, the TAP's queue being full.
-	QueueFull
 	// WriteFailed is a frame that the TAP did not take.
 	WriteFailed
 	numReasons
@@ -104,7 +102,7 @@ var reasonNames = [numReasons]string{
 	LimitBroadcast: "limit-broadcast", LimitARP: "limit-arp",
 	Answered: "answered", LocalNeighbour: "local-neighbour",
 	LocalDestination: "local-destination", UnknownUnicast: "unknown-unicast",
-	UnknownPeer: "unknown-peer", LinkRefused: "link-refused", QueueFull: "queue-full",
+	UnknownPeer: "unknown-peer", LinkRefused: "link-refused",
 	WriteFailed: "write-failed",
 }
 

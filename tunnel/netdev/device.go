@@ -5,117 +5,307 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/tun"
+
+	"stitch/tunnel/netdev/super"
 )
 
-// offload is a TUN with virtio-net headers.
-type offload struct {
-	tun.Device
-	name string
-}
+// maxRefused is how many super-packets the kernel may refuse, though it takes
+// their packets one by one, before no more are made.
+const maxRefused = 3
 
-func (o *offload) Name() string { return o.name }
+// ErrNoJoin is returned once by Write when the kernel refuses super-packets:
+// from then on packets are written one by one, and none was lost.
+var ErrNoJoin = errors.New("the kernel refuses super-packets: writing packets one by one from now on")
 
-func (o *offload) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := o.Device.Read(bufs, sizes, offset)
-	return n, closedError(err)
-}
-
-func (o *offload) Write(bufs [][]byte, offset int) (int, error) {
-	n, err := o.Device.Write(bufs, offset)
-	return n, closedError(err)
-}
-
-func (o *offload) SetReadDeadline(t time.Time) error { return o.File().SetReadDeadline(t) }
-
-// plainBatch is the most frames one Read of a plain device returns.
-const plainBatch = 64
-
-// plain is a TUN or TAP without virtio-net headers.
-type plain struct {
+// device is a TUN or TAP.
+type device struct {
 	name string
 	file *os.File
 	raw  syscall.RawConn
+	link super.Link
+	// headers: a super.Header is in front of each packet on the descriptor.
+	headers bool
+	limit   atomic.Int32 // of CutTo
 	// closed is set before the file is: the runtime has no error value for
 	// a file closed under RawConn.Read.
 	closed atomic.Bool
+
+	in    reader
+	outMu sync.Mutex
+	out   writer
 }
 
-// newPlain wraps fd, which must be non-blocking, and takes it.
-func newPlain(name string, fd int) (*plain, error) {
+// reader is the state of Read.
+type reader struct {
+	buf   []byte // a super-packet, header first; only a TUN's
+	split super.Splitter
+
+	// Of the current call.
+	bufs   [][]byte
+	sizes  []int
+	offset int
+	n      int
+	err    error
+	// Made once, so that a call allocates nothing.
+	fill func(fd uintptr) bool
+	poll func(fd uintptr)
+}
+
+// writer is the state of Write.
+type writer struct {
+	merger  super.Merger
+	join    super.Join
+	refused int
+	pieces  [][]byte
+	iov     []unix.Iovec
+	err     error
+	put     func(fd uintptr) bool // writes iov
+}
+
+// newDevice wraps fd, which must be non-blocking, and takes it.
+func newDevice(name string, fd int, link super.Link, headers bool, join super.Join, mtu int) (*device, error) {
 	// The runtime's poller gets it, so that Close unblocks Read.
 	f := os.NewFile(uintptr(fd), clonePath)
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open device %s: %w", name, err), f.Close())
 	}
-	return &plain{name: name, file: f, raw: raw}, nil
+	d := &device{name: name, file: f, raw: raw, link: link, headers: headers}
+	d.CutTo(mtu)
+	d.in.fill, d.in.poll = d.fill, func(fd uintptr) { d.fill(fd) }
+	if headers && link == super.IP {
+		d.in.buf = make([]byte, super.HeaderLen+super.MaxPacket)
+	}
+	d.out.join = join
+	d.out.put = d.put
+	return d, nil
 }
 
-func (p *plain) Name() string                      { return p.name }
-func (p *plain) BatchSize() int                    { return plainBatch }
-func (p *plain) SetReadDeadline(t time.Time) error { return p.file.SetReadDeadline(t) }
+func (d *device) Name() string   { return d.name }
+func (d *device) BatchSize() int { return super.MaxBatch }
+
+// CutTo implements Cutter.
+func (d *device) CutTo(n int) { d.limit.Store(int32(n)) }
+
+// Wake uses the descriptor's read deadline; Read takes it off again.
+func (d *device) Wake() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) } // fails only when closed
 
 // Close closes the device; a second one returns net.ErrClosed.
-func (p *plain) Close() error {
-	p.closed.Store(true)
-	return closedError(p.file.Close())
+func (d *device) Close() error {
+	d.closed.Store(true)
+	return closedError(d.file.Close())
 }
 
-// Read waits for one packet and takes what else is there already.
-func (p *plain) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	var n int
-	var failed error
-	err := p.raw.Read(func(fd uintptr) bool {
-		n, failed = drain(int(fd), bufs[:min(len(bufs), plainBatch)], sizes, offset)
-		return n > 0 || failed != unix.EAGAIN
-	})
-	if err == nil && n == 0 {
-		err = failed
+// Read implements Device. Packets of a super-packet for which there was no
+// room come first in the next Read.
+func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	d.in.start(bufs, sizes, offset)
+	err := d.raw.Read(d.in.fill)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = d.file.SetReadDeadline(time.Time{})
+		err = nil
+	} else if err == nil && d.in.n == 0 {
+		err = d.in.err
 	}
-	if err != nil && p.closed.Load() {
+	return d.finish(err)
+}
+
+// Poll implements Device.
+func (d *device) Poll(bufs [][]byte, sizes []int, offset int) (int, error) {
+	d.in.start(bufs, sizes, offset)
+	err := d.raw.Control(d.in.poll)
+	if err == nil && d.in.n == 0 && d.in.err != unix.EAGAIN {
+		err = d.in.err
+	}
+	return d.finish(err)
+}
+
+// start begins a call.
+func (r *reader) start(bufs [][]byte, sizes []int, offset int) {
+	r.bufs, r.sizes, r.offset, r.n, r.err = bufs, sizes, offset, 0, nil
+	r.cut()
+}
+
+// finish ends a call.
+func (d *device) finish(err error) (int, error) {
+	d.in.bufs, d.in.sizes = nil, nil
+	if err != nil && d.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	return n, closedError(err)
+	return d.in.n, closedError(err)
 }
 
-// drain reads packets until there is none left or no room; the error is the
-// one that ended it.
-func drain(fd int, bufs [][]byte, sizes []int, offset int) (int, error) {
-	for i := range bufs {
-		k, err := unix.Read(fd, bufs[i][offset:])
-		for err == unix.EINTR {
-			k, err = unix.Read(fd, bufs[i][offset:])
+// fill reads packets until there is none left or no room; false if it has to
+// wait for the first.
+func (d *device) fill(fd uintptr) bool {
+	r := &d.in
+	for r.n < len(r.bufs) {
+		if r.err = d.readOne(int(fd)); r.err == super.ErrHeader {
+			continue // not one that was asked for: nobody could use it
 		}
-		if err != nil {
-			return i, err
+		if r.err != nil {
+			break
 		}
-		sizes[i] = k
 	}
-	return len(bufs), nil
+	return r.n > 0 || r.err != unix.EAGAIN
 }
 
-// Write writes every packet it can; the error is the first one's.
-func (p *plain) Write(bufs [][]byte, offset int) (int, error) {
-	written := 0
-	var first error
+// readOne reads one packet or super-packet.
+func (d *device) readOne(fd int) error {
+	r := &d.in
+	b := r.buf
+	if b == nil {
+		b = r.bufs[r.n][r.offset-d.headerLen():]
+	}
+	k, err := unix.Read(fd, b)
+	for err == unix.EINTR {
+		k, err = unix.Read(fd, b)
+	}
+	switch {
+	case err != nil:
+		return err
+	case k <= d.headerLen():
+		return super.ErrHeader
+	case r.buf == nil:
+		r.sizes[r.n] = k - d.headerLen()
+		r.n++
+		return nil
+	}
+	h, err := super.ParseHeader(b)
+	if err == nil {
+		err = r.split.Start(b[super.HeaderLen:k], h, d.link, int(d.limit.Load()))
+	}
+	r.cut()
+	return err
+}
+
+func (d *device) headerLen() int {
+	if d.headers {
+		return super.HeaderLen
+	}
+	return 0
+}
+
+// cut moves packets of the current super-packet to bufs, as far as they go.
+func (r *reader) cut() {
+	for k := r.split.Len(); k > 0 && r.n < len(r.bufs); k = r.split.Len() {
+		r.split.Next(r.bufs[r.n][r.offset:])
+		r.sizes[r.n] = k
+		r.n++
+	}
+}
+
+// Write implements Device. It joins packets of one flow.
+func (d *device) Write(bufs [][]byte, offset int) (written int, first error) {
+	d.outMu.Lock()
+	defer d.outMu.Unlock()
+	for len(bufs) > 0 && !isClosed(first) {
+		n := min(len(bufs), super.MaxBatch)
+		k, err := d.writeBatch(bufs[:n], offset)
+		written += k
+		if first == nil {
+			first = err
+		}
+		bufs = bufs[n:]
+	}
+	return written, closedError(first)
+}
+
+func (d *device) writeBatch(bufs [][]byte, offset int) (written int, first error) {
+	w := &d.out
+	w.merger.Reset(d.link, w.join)
 	for _, b := range bufs {
-		_, err := p.file.Write(b[offset:])
-		switch {
-		case err == nil:
+		w.merger.Add(b[offset:])
+	}
+	for g := range w.merger.Groups() {
+		w.pieces = w.merger.Pieces(g, w.pieces[:0])
+		n, err := w.merger.Count(g), d.send()
+		if err != nil && n > 1 && !isClosed(err) {
+			n, err = d.sendAlone(g)
+		} else if err != nil {
+			n = 0
+		}
+		written += n
+		if first == nil {
+			first = err
+		}
+		if isClosed(err) {
+			break
+		}
+	}
+	clear(w.pieces[:cap(w.pieces)])
+	w.merger.Reset(d.link, w.join)
+	return written, first
+}
+
+// sendAlone writes the packets of a super-packet that was refused one by one.
+func (d *device) sendAlone(g int) (written int, first error) {
+	w := &d.out
+	for i := range w.merger.Count(g) {
+		w.pieces = w.merger.Alone(g, i, w.pieces[:0])
+		if err := d.send(); err == nil {
 			written++
-		case isClosed(err):
-			return written, net.ErrClosed
-		case first == nil:
+		} else if first == nil {
 			first = err
 		}
 	}
+	if first == nil {
+		if w.refused++; w.refused == maxRefused {
+			w.join, first = super.JoinNothing, fmt.Errorf("device %s: %w", d.name, ErrNoJoin)
+		}
+	}
 	return written, first
+}
+
+// send writes w.pieces as one packet.
+func (d *device) send() error {
+	w := &d.out
+	w.iov = w.iov[:0]
+	pieces := w.pieces
+	if !d.headers {
+		pieces = pieces[1:]
+	}
+	for _, p := range pieces {
+		if len(p) > 0 {
+			w.iov = append(w.iov, unix.Iovec{Base: &p[0], Len: uint64(len(p))})
+		}
+	}
+	if len(w.iov) == 0 {
+		return unix.EINVAL
+	}
+	err := d.raw.Write(w.put)
+	clear(w.iov)
+	if err == nil {
+		err = w.err
+	}
+	if err != nil && d.closed.Load() {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// put writes the vector; it never waits, a device always takes a packet or
+// drops it.
+func (d *device) put(fd uintptr) bool {
+	w := &d.out
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&w.iov[0])), uintptr(len(w.iov)))
+		if errno == unix.EINTR {
+			continue
+		}
+		w.err = nil
+		if errno != 0 {
+			w.err = errno
+		}
+		return true
+	}
 }
 
 // closedError makes net.ErrClosed of what a closed or deleted device returns.

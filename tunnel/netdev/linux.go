@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/tun"
+
+	"stitch/tunnel/netdev/super"
 )
 
 const (
@@ -26,40 +28,32 @@ const (
 
 // Linux opens devices through /dev/net/tun and rtnetlink, in the network
 // namespace of the calling thread. It is safe for concurrent use.
-type Linux struct{}
+type Linux struct {
+	// NoCut switches off that the kernel hands over super-packets, NoJoin that
+	// packets are joined when they are written: ways out on a host where one
+	// of them harms.
+	NoCut, NoJoin bool
+}
 
-var _ Opener = Linux{}
+var (
+	_ Opener = Linux{}
+	_ Cutter = (*device)(nil)
+)
 
 // OpenTUN creates or adopts the persistent TUN called name, sets its MTU and
-// brings it up. Packets cross with virtio-net headers: one Read returns the
-// segments of one TCP or UDP super-packet (up to 128), one Write coalesces a
-// batch again. Read needs buffers of 64 KiB behind offset. The device also
-// has SetReadDeadline(time.Time) error, which makes a blocked Read return
-// os.ErrDeadlineExceeded.
+// brings it up. It is a Cutter, to begin with to the MTU.
 //
 // A device that another process has open is an error, and so is an existing
 // interface of that name that is not a TUN.
-func (Linux) OpenTUN(name string, mtu int) (Device, error) {
-	fd, err := open(name, mtu, request{flags: unix.IFF_TUN | unix.IFF_VNET_HDR, persist: true, up: true})
-	if err != nil {
-		return nil, err
-	}
-	t, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open device %s: offloads: %w", name, err), unix.Close(fd))
-	}
-	return &offload{Device: t, name: name}, nil
+func (l Linux) OpenTUN(name string, mtu int) (Device, error) {
+	return l.offloaded(name, mtu, super.IP, request{flags: unix.IFF_TUN | unix.IFF_VNET_HDR, persist: true, up: true})
 }
 
 // OpenTAP creates or adopts the persistent TAP called name and sets its MTU.
 // A new one is down and has no addresses; an adopted one stays as it is, up
-// and in its bridge. There are no offloads: every frame fits the MTU.
-func (Linux) OpenTAP(name string, mtu int) (Device, error) {
-	fd, err := open(name, mtu, request{flags: unix.IFF_TAP, persist: true})
-	if err != nil {
-		return nil, err
-	}
-	return newPlain(name, fd)
+// and in its bridge.
+func (l Linux) OpenTAP(name string, mtu int) (Device, error) {
+	return l.offloaded(name, mtu, super.Ethernet, request{flags: unix.IFF_TAP | unix.IFF_VNET_HDR, persist: true})
 }
 
 // OpenPrivateTUN creates a TUN without offloads that vanishes with its last
@@ -69,7 +63,42 @@ func (Linux) OpenPrivateTUN(name string, mtu int) (Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newPlain(name, fd)
+	return newDevice(name, fd, super.IP, false, super.JoinNothing, mtu)
+}
+
+// offloaded opens a device with offloads.
+func (l Linux) offloaded(name string, mtu int, link super.Link, r request) (Device, error) {
+	fd, err := open(name, mtu, r)
+	if err != nil {
+		return nil, err
+	}
+	join, err := l.offer(fd)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open device %s: offloads: %w", name, err), unix.Close(fd))
+	}
+	return newDevice(name, fd, link, true, join, mtu)
+}
+
+// offer tells the kernel which super-packets it may hand over: of TCP, and of
+// UDP where it knows those (Linux 6.2). None with ECN's CWR, which is on one
+// packet only. It returns what to join for the kernel in turn.
+func (l Linux) offer(fd int) (super.Join, error) {
+	const tcp, udp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6, unix.TUN_F_USO4 | unix.TUN_F_USO6
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, super.HeaderLen); err != nil {
+		return super.JoinNothing, err
+	}
+	join := super.JoinAll
+	err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp|udp)
+	if err != nil {
+		join, err = super.JoinTCP, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tcp)
+	}
+	if l.NoCut {
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+	}
+	if l.NoJoin {
+		join = super.JoinNothing
+	}
+	return join, err
 }
 
 // Remove deletes the persistent TUN or TAP called name, also when a process
@@ -166,5 +195,5 @@ func setup(name string, mtu int, up bool) error {
 
 // isClosed reports whether err is that of a closed or deleted device.
 func isClosed(err error) bool {
-	return errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EBADFD)
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) || errors.Is(err, syscall.EBADFD)
 }

@@ -227,14 +227,18 @@ func closeUnblocks(t *testing.T, d Device) {
 		_, err := d.Read([][]byte{make([]byte, MinOffset+65536)}, []int{0}, MinOffset)
 		ended <- err
 	}()
-	deadline := d.(interface{ SetReadDeadline(time.Time) error })
-	if err := deadline.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		t.Error(err)
+	d.Wake()
+	if err := <-ended; err != nil {
+		t.Errorf("Read after Wake: %v", err)
 	}
-	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Read after the deadline: %v", err)
+	d.Wake()
+	d.Wake()
+	if n, err := d.Read([][]byte{make([]byte, MinOffset+65536)}, []int{0}, MinOffset); n != 0 || err != nil {
+		t.Errorf("the Read after a Wake: %d packets, %v", n, err)
 	}
-	deadline.SetReadDeadline(time.Time{})
+	if n, err := d.Poll([][]byte{make([]byte, MinOffset+65536)}, []int{0}, MinOffset); n != 0 || err != nil {
+		t.Errorf("Poll: %d packets, %v", n, err)
+	}
 	go func() {
 		_, err := d.Read([][]byte{make([]byte, MinOffset+65536)}, []int{0}, MinOffset)
 		ended <- err

@@ -1,30 +1,53 @@
 // Package netdev opens TUN and TAP devices and moves packets between them and
-// the agent in batches.
+// the agent in batches, with the kernel's segmentation offload (package super).
 package netdev
 
+import "stitch/tunnel/netdev/super"
+
 // Device is a virtual network device: IP packets for a TUN, Ethernet frames
-// for a TAP. Read and Write may be called concurrently with each other, each
-// from one goroutine at a time, and with Close.
+// for a TAP. Its methods may be called concurrently, but Read and Poll from one
+// goroutine at a time.
 type Device interface {
 	// Name is the interface's name.
 	Name() string
 	// Read fills bufs[i][offset:] and sizes[i] and returns how many it filled.
-	// It blocks until there is at least one. After Close it returns
-	// net.ErrClosed (or os.ErrClosed). It borrows bufs.
+	// It blocks until there is at least one; then it takes what else is there
+	// already. After Close it returns net.ErrClosed (or os.ErrClosed). It
+	// borrows bufs. A TUN cuts super-packets itself. A TAP does not: it leaves
+	// the frame's super.Header in the super.HeaderLen bytes in front of it, so
+	// offset must be at least MinOffset, and a frame may have super.MaxPacket
+	// bytes.
 	Read(bufs [][]byte, sizes []int, offset int) (int, error)
-	// Write sends bufs[i][offset:]. It borrows bufs but may overwrite the
-	// offset bytes in front of each packet, and the packets themselves
-	// (coalescing). offset must be at least MinOffset.
+	// Poll is Read that does not wait: it may return no packets.
+	Poll(bufs [][]byte, sizes []int, offset int) (int, error)
+	// Write sends bufs[i][offset:] and returns how many it could; the error is
+	// the first one's. It borrows bufs and does not write to them.
 	Write(bufs [][]byte, offset int) (int, error)
-	// BatchSize is the most packets one Read can fill; constant.
+	// Wake makes the Read that blocks, or else the next one, return no packets
+	// and no error.
+	Wake()
+	// BatchSize is the most packets one Read fills or one Write should get;
+	// constant.
 	BatchSize() int
 	// Close releases the device and unblocks Read. A persistent device stays
 	// in the kernel with its interface index until Opener.Remove.
 	Close() error
 }
 
-// MinOffset is the headroom Write needs in front of every packet.
+// Cutter is a TUN that cuts super-packets.
+type Cutter interface {
+	// CutTo makes Read cut TCP super-packets into IP packets of at most n
+	// bytes, whatever segment size their sender had in mind. It may be called
+	// at any time.
+	CutTo(n int)
+}
+
+// MinOffset is the headroom a TAP's Read needs in front of every frame.
 const MinOffset = 16
+
+// BufferLen is the length of a buffer that holds any packet of a Read at
+// MinOffset.
+const BufferLen = MinOffset + super.MaxPacket
 
 // Opener makes devices; the agent's seam towards /dev/net/tun.
 type Opener interface {

@@ -319,11 +319,9 @@ func (p *Proxy) send(q *peer, packet []byte) {
 
 // inject writes a packet into the hold device, towards the kernel.
 func (p *Proxy) inject(packet []byte) {
-	buf := make([]byte, netdev.MinOffset+len(packet))
-	copy(buf[netdev.MinOffset:], packet)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, err := p.device.Write([][]byte{buf}, netdev.MinOffset); err != nil && !errors.Is(err, net.ErrClosed) {
+	if _, err := p.device.Write([][]byte{packet}, 0); err != nil && !errors.Is(err, net.ErrClosed) {
 		p.log.Warn("hold device", "err", err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.zx2c4.com/wireguard/conn"
+
+	"stitch/tunnel/netdev/super"
 )
 
 // ringTUN is a device that makes packets and counts those it gets, without an
@@ -22,6 +24,29 @@ func newRingTUN(packet []byte) *ringTUN {
 	return &ringTUN{packet: packet, tokens: make(chan int, 1), arrived: make(chan int, 1<<16), closed: make(chan struct{})}
 }
 
+func (r *ringTUN) Wake() {
+	select {
+	case r.tokens <- 0:
+	default:
+	}
+}
+
+func (r *ringTUN) Poll(bufs [][]byte, sizes []int, offset int) (int, error) {
+	select {
+	case n := <-r.tokens:
+		return r.fill(n, bufs, sizes, offset), nil
+	default:
+		return 0, nil
+	}
+}
+
+func (r *ringTUN) fill(n int, bufs [][]byte, sizes []int, offset int) int {
+	for i := range n {
+		sizes[i] = copy(bufs[i][offset:], r.packet)
+	}
+	return n
+}
+
 func (r *ringTUN) Name() string   { return "ring" }
 func (r *ringTUN) BatchSize() int { return 128 }
 func (r *ringTUN) Close() error   { close(r.closed); return nil }
@@ -31,10 +56,7 @@ func (r *ringTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	case <-r.closed:
 		return 0, net.ErrClosed
 	case n := <-r.tokens:
-		for i := range n {
-			sizes[i] = copy(bufs[i][offset:], r.packet)
-		}
-		return n, nil
+		return r.fill(n, bufs, sizes, offset), nil
 	}
 }
 
@@ -169,7 +191,7 @@ func BenchmarkFrames(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for range batch {
-					links[0].SendFrame(1, frame)
+					links[0].SendFrame(1, frame, super.Header{})
 				}
 				for range batch {
 					<-arrived

@@ -9,13 +9,17 @@ import (
 
 	"golang.zx2c4.com/wireguard/device"
 
+	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
 )
 
-// receiver gets what arrives besides plain packets. It borrows the bytes and
-// is called from the receive goroutine.
+// receiver gets what arrives besides plain packets. It is called from the
+// receive goroutine and borrows the bytes, those of frames until the next
+// onBatch.
 type receiver interface {
 	onFrame(segment uint16, frame []byte)
+	onBatch()
 	onControl(msg []byte)
 	onProbe(msg []byte, now time.Time)
 }
@@ -24,6 +28,8 @@ type receiver interface {
 type inbox struct {
 	reassembler carrier.Reassembler
 	out         [][]byte // plain packets for the TUN device
+	whole       [][]byte // joined frames, in use until the batch is over
+	frames      int      // of the batch
 }
 
 // Write takes decrypted packets from wireguard-go: plain ones go to the TUN
@@ -40,6 +46,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 			m.arrived(binary.LittleEndian.Uint64(b[device.MessageTransportOffsetCounter:]))
 		}
 		if p := b[offset:]; !m.path.Touches(p) {
+			super.ClampMSS(p, super.IP, m.mtu, false)
 			in.out = append(in.out, b)
 			m.count.rxPackets.Add(1)
 			m.count.rxBytes.Add(uint64(len(p)))
@@ -51,10 +58,24 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 		m.carrierPacket(b, offset, now)
 	}
 	m.flush(offset)
+	m.endBatch()
 	if !now.IsZero() {
 		m.publishDrops(now)
 	}
 	return len(bufs), nil
+}
+
+// endBatch says that the batch's frames are complete, and takes them back.
+func (m *mux) endBatch() {
+	in := &m.inbox
+	if in.frames > 0 {
+		m.recv.onBatch()
+		in.frames = 0
+	}
+	for _, w := range in.whole {
+		in.reassembler.Release(w)
+	}
+	in.whole = in.whole[:0]
 }
 
 // flush writes the plain packets to the TUN device.
@@ -63,7 +84,11 @@ func (m *mux) flush(offset int) {
 	if len(in.out) == 0 {
 		return
 	}
-	if _, err := m.dev.Write(in.out, offset); err != nil && !errors.Is(err, net.ErrClosed) {
+	switch _, err := m.dev.Write(in.out, offset); {
+	case err == nil || errors.Is(err, net.ErrClosed):
+	case errors.Is(err, netdev.ErrNoJoin):
+		m.log.Warn("offload", "err", err)
+	default:
 		m.count.tunWriteErrors.Add(1)
 	}
 	clear(in.out)
@@ -95,15 +120,16 @@ func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
 	}
 	if h.Kind == carrier.IP {
 		m.joinedPacket(b[:offset], whole)
-	} else {
-		m.message(h, whole, now)
+		m.inbox.reassembler.Release(whole)
+		return
 	}
-	m.inbox.reassembler.Release(whole)
+	m.message(h, whole, now)
+	m.inbox.whole = append(m.inbox.whole, whole)
 }
 
 // joinedPacket queues an IP packet that came in parts for the TUN device. It
 // goes into the buffer its last part came in, behind the offset: wireguard-go's
-// buffers are large enough for the device to coalesce packets in them.
+// buffers have room for 64 KiB.
 func (m *mux) joinedPacket(b, p []byte) {
 	if !m.plainInside(p) {
 		return
@@ -136,6 +162,8 @@ func (m *mux) message(h carrier.Header, msg []byte, now time.Time) {
 	switch h.Kind {
 	case carrier.Frame:
 		m.count.rxFrames.Add(1)
+		m.inbox.frames++
+		super.ClampMSS(msg, super.Ethernet, m.maxFrame(), false)
 		m.recv.onFrame(h.Segment, msg)
 	case carrier.Control:
 		m.recv.onControl(msg)

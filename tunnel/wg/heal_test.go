@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"stitch/tunnel/netdev/super"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,7 +143,7 @@ func TestHeldPacketsAreReleased(t *testing.T) {
 		for i := range 3 {
 			a.tun.In <- ipPacket(100+i, 1)
 			a.tun.In <- ipPacket(200+i, 2)
-			if !a.SendFrame(100, append([]byte("\x02\x00\x00\x00\x00\x01\x02\x00\x00\x00\x00\x02\x08\x06"), byte(i))) {
+			if !a.SendFrame(100, append([]byte("\x02\x00\x00\x00\x00\x01\x02\x00\x00\x00\x00\x02\x08\x06"), byte(i)), super.Header{}) {
 				t.Error("a frame was not held")
 			}
 			time.Sleep(time.Second)

@@ -1,11 +1,10 @@
 package wg
 
 import (
-	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,17 +13,24 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
 )
 
 const (
-	// frameQueue and controlQueue are the most packets that wait for
-	// wireguard-go's reader; both drop the newest.
-	frameQueue   = 512
+	// frameQueue and frameQueueBytes bound the frames and super-frames that
+	// wait for wireguard-go's reader: 15 super-frames, or 128 short frames.
+	// Its buffers, which are kept, are at most 8 MiB a link.
+	frameQueue      = 128
+	frameQueueBytes = 1 << 20
+	// framePatience is how long a sender waits for room: the kernel's queue in
+	// front of its TAP is where a burst is to wait, and where its sender sees
+	// that it is too fast. A link that moves nothing for so long is stuck, and
+	// holds up nobody any more.
+	framePatience = 100 * time.Millisecond
+	// controlQueue is the most control datagrams and probes that wait; it
+	// drops the newest.
 	controlQueue = 64
-	// slotLen is the buffer of one packet read from the TUN device, which may
-	// have any MTU. Only the pages that packets touch become memory.
-	slotLen = netdev.MinOffset + 1<<16
 )
 
 // mux is the tun.Device that wireguard-go has: it merges the packets of the
@@ -51,17 +57,15 @@ type mux struct {
 	closeOnce sync.Once
 	wake      chan struct{} // there is something to do for Read
 
-	// The TUN device's reader fills batch and hands it over through ready;
-	// free gives it back.
-	batch      batch
-	ready      chan int
-	free       chan struct{}
-	readerDone chan struct{}
-
 	// Owned by Read.
 	scratch [][]byte
 	backlog []*held // released, to be sent
-	blocked bool    // there is work and no credit
+	left    leftover
+	sending frame // being cut
+	cut     super.Splitter
+	whole   []byte // a frame that leaves in parts
+	plain   bool   // the TUN device had packets last time
+	tunGone bool   // and will have none any more
 
 	// Owned by Write.
 	inbox inbox
@@ -70,36 +74,28 @@ type mux struct {
 	drops   carrier.Drops
 
 	mu      sync.Mutex
+	space   *sync.Cond // frames has room, or never will
 	up      bool
 	control *queue
-	frames  *queue
+	frames  frameRing
+	stuck   bool // nothing left frames for framePatience
 	hold    hold
 	credit  credit
-}
-
-// batch is one read of the TUN device and how far it has been sent.
-type batch struct {
-	bufs  [][]byte
-	sizes []int
-	n     int
-	pos   int
+	reading bool // Read waits in the TUN device's
+	blocked bool // there is work and no credit
 }
 
 func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log *slog.Logger) *mux {
 	m := &mux{
 		path: path, dev: cfg.TUN, mtu: cfg.InnerMTU, stock: cfg.Stock, log: log, count: count, recv: recv,
 		events: make(chan tun.Event), closed: make(chan struct{}), wake: make(chan struct{}, 1),
-		ready: make(chan int), free: make(chan struct{}), readerDone: make(chan struct{}),
-		scratch: make([][]byte, conn.IdealBatchSize),
-		control: newQueue(controlQueue), frames: newQueue(frameQueue),
+		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
+	m.space = sync.NewCond(&m.mu)
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
-	n := min(max(cfg.TUN.BatchSize(), 1), conn.IdealBatchSize)
-	m.batch = batch{bufs: make([][]byte, n), sizes: make([]int, n)}
-	all := make([]byte, n*slotLen)
-	for i := range m.batch.bufs {
-		m.batch.bufs[i] = all[i*slotLen : (i+1)*slotLen : (i+1)*slotLen]
+	if c, ok := cfg.TUN.(netdev.Cutter); ok {
+		c.CutTo(m.mtu)
 	}
 	return m
 }
@@ -117,6 +113,8 @@ func (m *mux) Close() error {
 	m.closeOnce.Do(func() {
 		close(m.closed)
 		close(m.events)
+		m.dev.Wake()
+		m.tick()
 	})
 	return nil
 }
@@ -130,8 +128,13 @@ func (m *mux) isClosed() bool {
 	}
 }
 
-// signal tells Read that there is something to do.
-func (m *mux) signal() {
+// notifyLocked tells Read that there is something to do.
+func (m *mux) notifyLocked() {
+	if m.reading {
+		m.reading = false
+		m.dev.Wake()
+		return
+	}
 	select {
 	case m.wake <- struct{}{}:
 	default:
@@ -142,64 +145,30 @@ func (m *mux) signal() {
 // held go first.
 func (m *mux) setUp(up bool) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if up && !m.up {
 		m.credit = credit{}
 	}
 	m.up = up
-	m.mu.Unlock()
-	m.signal()
+	m.space.Broadcast()
+	m.notifyLocked()
 }
 
-// left notes that n packets left wireguard-go.
-func (m *mux) left(n int) {
+// departed notes that n packets left wireguard-go.
+func (m *mux) departed(n int) {
 	now := time.Now()
 	m.mu.Lock()
-	signal := m.credit.leave(n, now)
+	defer m.mu.Unlock()
+	if m.credit.leave(n, now) {
+		m.notifyLocked()
+	}
+}
+
+// tick lets senders that wait for room see that time passes.
+func (m *mux) tick() {
+	m.mu.Lock()
+	m.space.Broadcast()
 	m.mu.Unlock()
-	if signal {
-		m.signal()
-	}
-}
-
-// readTUN reads the TUN device until it or the mux is closed. An error that is
-// not the end is counted, and never reaches wireguard-go, which would close
-// itself.
-func (m *mux) readTUN() {
-	defer close(m.readerDone)
-	for {
-		n, err := m.dev.Read(m.batch.bufs, m.batch.sizes, netdev.MinOffset)
-		if n > 0 && !m.handOver(n) {
-			return
-		}
-		switch {
-		case err == nil || errors.Is(err, tun.ErrTooManySegments):
-		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrClosed):
-			if !m.isClosed() {
-				m.log.Error("the TUN device is gone: plain packets stop until the agent is restarted", "device", m.dev.Name())
-			}
-			return
-		default:
-			m.count.tunReadErrors.Add(1)
-			if !m.pause(10 * time.Millisecond) {
-				return
-			}
-		}
-	}
-}
-
-// handOver gives a batch to Read and waits until it has been sent.
-func (m *mux) handOver(n int) bool {
-	select {
-	case m.ready <- n:
-	case <-m.closed:
-		return false
-	}
-	select {
-	case <-m.free:
-		return true
-	case <-m.closed:
-		return false
-	}
 }
 
 // pause waits for d; false means that the mux was closed.
@@ -214,39 +183,60 @@ func (m *mux) pause(d time.Duration) bool {
 	}
 }
 
-// interrupt makes readTUN end if the device can do that, and waits for it.
-func (m *mux) interrupt() {
-	d, ok := m.dev.(interface{ SetReadDeadline(time.Time) error })
-	if !ok || d.SetReadDeadline(time.Unix(1, 0)) != nil {
-		return // it ends with the device
+// sendFrame queues a frame or super-frame, or holds it while the link is down.
+func (m *mux) sendFrame(segment uint16, data []byte, h super.Header) bool {
+	limit := carrier.MaxMessage
+	if h.Kind != super.None {
+		limit = super.MaxPacket
 	}
-	<-m.readerDone
-	_ = d.SetReadDeadline(time.Time{}) // fails only on a closed device
-}
-
-// sendFrame queues a frame, or holds it while the link is down.
-func (m *mux) sendFrame(segment uint16, frame []byte) bool {
-	parts, _ := carrier.Split(len(frame), m.mtu)
-	if parts == 0 || segment == 0 || m.stock {
+	if parts, _ := carrier.Split(min(len(data), carrier.MaxMessage), m.mtu); parts == 0 || len(data) > limit || segment == 0 || m.stock {
 		m.count.dropFrameInvalid.Add(1)
 		return false
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.awaitRoomLocked()
 	switch {
 	case m.isClosed():
 		return false
 	case !m.up:
-		return m.holdLocked(segment, frame)
-	case !m.frames.room(parts):
+		return m.holdFrameLocked(segment, data, h)
+	case !m.frames.room():
 		m.count.dropFrameQueue.Add(1)
 		return false
 	}
-	m.split(carrier.Frame, segment, frame, m.frames.push)
-	m.count.txFrames.Add(1)
-	m.signal()
+	m.frames.push(segment, h, data)
+	if !m.blocked {
+		m.notifyLocked()
+	}
 	return true
 }
+
+// awaitRoomLocked waits until a frame finds room, or no longer makes sense.
+func (m *mux) awaitRoomLocked() {
+	if m.frames.room() {
+		return
+	}
+	for start := time.Now(); m.up && !m.stuck && !m.frames.room() && !m.isClosed(); m.space.Wait() {
+		m.stuck = time.Since(start) >= framePatience
+	}
+}
+
+// holdFrameLocked keeps a frame, of a super-frame the first packet: it is the
+// one its receiver waits for.
+func (m *mux) holdFrameLocked(segment uint16, data []byte, h super.Header) bool {
+	var s super.Splitter
+	if s.Start(slices.Clone(data), h, super.Ethernet, m.maxFrame()) != nil {
+		m.count.dropFrameInvalid.Add(1)
+		return false
+	}
+	first := make([]byte, s.Len())
+	s.Next(first)
+	return m.holdLocked(segment, first)
+}
+
+// maxFrame is the longest frame that crosses in one part.
+func (m *mux) maxFrame() int { return m.mtu - carrier.HeaderLen }
 
 // sendControl queues a probe or control datagram; probes also while the link
 // is down.
@@ -264,7 +254,7 @@ func (m *mux) sendControl(kind carrier.Kind, msg []byte) bool {
 		return false
 	}
 	m.split(kind, 0, msg, m.control.push)
-	m.signal()
+	m.notifyLocked()
 	return true
 }
 

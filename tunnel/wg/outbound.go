@@ -1,12 +1,15 @@
 package wg
 
 import (
+	"errors"
+	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 
-	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
 )
 
@@ -16,43 +19,92 @@ type sink struct {
 	sizes  []int
 	offset int
 	n      int
+	limit  int // how far to fill
+	live   int // packets that are to be encrypted: all but the empty ones
 }
 
-func (s *sink) room() int { return len(s.bufs) - s.n }
+func (s *sink) room() int { return s.limit - s.n }
 
 // next returns the place of a packet of n bytes; there must be room.
 func (s *sink) next(n int) []byte {
 	b := s.bufs[s.n][s.offset : s.offset+n]
 	s.sizes[s.n] = n
 	s.n++
+	s.live++
 	return b
 }
 
+// leftover are packets of the TUN device for which there was no room, since
+// one before them had to be cut in parts.
+type leftover struct {
+	bufs [][]byte
+	pos  int
+	n    int
+}
+
+// add keeps a copy of p.
+func (l *leftover) add(p []byte) {
+	if l.n == len(l.bufs) {
+		l.bufs = append(l.bufs, nil)
+	}
+	l.bufs[l.n] = append(l.bufs[l.n][:0], p...)
+	l.n++
+}
+
 // Read fills bufs with what is to be encrypted: control and probes first, then
-// frames, then what was held, then packets of the TUN device. It blocks until
+// what was held, then frames, then packets of the TUN device. It blocks until
 // there is something and returns no error but os.ErrClosed, after Close.
 func (m *mux) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	for {
-		if m.isClosed() {
-			return 0, os.ErrClosed
-		}
-		out := sink{bufs: bufs[:min(len(bufs), conn.IdealBatchSize)], sizes: sizes, offset: offset}
+	for !m.isClosed() {
+		n := min(len(bufs), conn.IdealBatchSize)
+		out := sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
 		m.fill(&out)
 		if out.n > 0 {
 			return out.n, nil
 		}
+	}
+	return 0, os.ErrClosed
+}
+
+// fill puts as much into out as there is, fits and may be on its way. If there
+// is nothing it waits for something.
+func (m *mux) fill(out *sink) {
+	now := time.Now()
+	up, room := m.takeControl(out, now)
+	if up {
+		out.limit = min(out.limit, out.n+room)
+		m.fillBacklog(out)
+		m.fillFrames(out)
+		m.fillLeft(out)
+	} else {
+		m.holdLeft()
+	}
+	full := up && (out.room() == 0 || m.left.n > 0 || m.cut.Len() > 0 || len(m.backlog) > 0)
+	m.setBlocked(full && out.n == 0)
+	switch {
+	case out.n == 0 && (full || m.tunGone):
 		m.wait()
+	case out.room() > 0 && m.left.n == 0 && !m.tunGone:
+		m.fillDevice(out, up)
+	}
+	if out.live > 0 {
+		m.mu.Lock()
+		m.credit.enter(out.live, now)
+		m.mu.Unlock()
 	}
 }
 
-// wait returns when fill may have something to do.
+func (m *mux) setBlocked(blocked bool) {
+	m.mu.Lock()
+	m.blocked = blocked
+	m.mu.Unlock()
+}
+
+// wait returns when fill may have something to do that the TUN device does
+// not tell.
 func (m *mux) wait() {
-	ready := m.ready
-	if m.batch.n > 0 {
-		ready = nil
-	}
 	var retry <-chan time.Time
-	if m.blocked {
+	if m.blocked { // only Read's goroutine writes it
 		t := time.NewTimer(creditTimeout)
 		defer t.Stop()
 		retry = t.C
@@ -61,65 +113,24 @@ func (m *mux) wait() {
 	case <-m.closed:
 	case <-m.wake:
 	case <-retry:
-	case n := <-ready:
-		m.batch.n = n
 	}
 }
 
-// fill puts as much into out as there is, fits and may be on its way.
-func (m *mux) fill(out *sink) {
-	if m.batch.n == 0 {
-		select {
-		case n := <-m.ready:
-			m.batch.n = n
-		default:
-		}
-	}
-	now := time.Now()
-	up, room := m.takeQueued(out, now)
-	if up {
-		limit := min(out.room(), room)
-		plain := sink{bufs: out.bufs[:out.n+limit], sizes: out.sizes, offset: out.offset, n: out.n}
-		m.fillBacklog(&plain)
-		m.fillBatch(&plain)
-		out.n = plain.n
-		m.blocked = m.blocked || limit == room && (m.batch.n > 0 || len(m.backlog) > 0)
-	} else {
-		m.holdBatch()
-	}
-	if out.n > 0 {
-		m.mu.Lock()
-		m.credit.enter(out.n, now)
-		m.mu.Unlock()
-	}
-}
-
-// takeQueued moves control datagrams and frames to out. It returns whether
-// packets may leave and how many more.
-func (m *mux) takeQueued(out *sink, now time.Time) (up bool, room int) {
+// takeControl moves control datagrams to out. It returns whether packets may
+// leave and how many more.
+func (m *mux) takeControl(out *sink, now time.Time) (up bool, room int) {
 	m.mu.Lock()
 	n := m.popLocked(m.control, 0, out.room())
-	room = m.credit.room(now) - n
-	if m.up {
-		if len(m.hold.flows) > 0 {
-			m.backlog = append(m.backlog, m.hold.take()...)
-		}
-		limit := min(out.room(), n+max(room, 0))
-		if m.batch.n > 0 { // plain packets get half of what is left
-			limit = n + (limit-n+1)/2
-		}
-		before := n
-		n = m.popLocked(m.frames, n, limit)
-		room -= n - before
+	room = max(m.credit.room(now)-n, 0)
+	if m.up && len(m.hold.flows) > 0 {
+		m.backlog = append(m.backlog, m.hold.take()...)
 	}
 	up = m.up
-	blocked := up && m.frames.n > 0 && room <= 0
 	m.mu.Unlock()
 	for _, p := range m.scratch[:n] {
 		copy(out.next(len(p)), p)
 	}
-	m.blocked = blocked
-	return up, max(room, 0)
+	return up, room
 }
 
 // popLocked moves packets of q to the scratch list from n up to limit.
@@ -153,37 +164,160 @@ func (m *mux) fillBacklog(out *sink) {
 	m.backlog = nil
 }
 
-// fillBatch sends the batch of the TUN device, as far as there is room.
-func (m *mux) fillBatch(out *sink) {
-	for b := &m.batch; b.pos < b.n; b.pos++ {
-		if !m.putPacket(out, b.bufs[b.pos][netdev.MinOffset:][:b.sizes[b.pos]]) {
+// plainRoom is the room in a batch that frames leave to packets of the TUN
+// device, of which nobody knows yet whether any wait.
+const plainRoom = 8
+
+// fillFrames sends frames, as many as there are and fit. Where packets of the
+// TUN device wait too, those get half of the room.
+func (m *mux) fillFrames(out *sink) {
+	last := max(out.limit-plainRoom, out.n+(out.room()+1)/2)
+	if m.plain {
+		last = out.n + (out.room()+1)/2
+	}
+	for out.n < last && m.nextFrame() {
+		if n := m.cut.Len(); n <= m.maxFrame() {
+			b := out.next(carrier.HeaderLen + n)
+			m.path.Put(b, carrier.Header{Kind: carrier.Frame, Segment: m.sending.segment}, n)
+			m.cut.Next(b[carrier.HeaderLen:])
+			super.ClampMSS(b[carrier.HeaderLen:], super.Ethernet, m.maxFrame(), false)
+		} else if !m.putParts(out, n) {
+			return
+		}
+		m.count.txFrames.Add(1)
+	}
+}
+
+// putParts sends the next frame, of n bytes, in parts. False means that out
+// has no room for them.
+func (m *mux) putParts(out *sink, n int) bool {
+	if parts, _ := carrier.Split(n, m.mtu); parts > out.room() {
+		return false
+	}
+	m.whole = slices.Grow(m.whole[:0], n)[:n]
+	m.cut.Next(m.whole)
+	super.ClampMSS(m.whole, super.Ethernet, m.maxFrame(), false)
+	m.split(carrier.Frame, m.sending.segment, m.whole, out.next)
+	return true
+}
+
+// nextFrame makes sure that there is a frame to cut, if one waits.
+func (m *mux) nextFrame() bool {
+	for m.cut.Len() == 0 {
+		m.mu.Lock()
+		ok := m.frames.pop(&m.sending)
+		m.stuck = false
+		if ok && m.frames.room() {
+			m.space.Signal()
+		}
+		m.mu.Unlock()
+		if !ok {
+			return false
+		}
+		if m.cut.Start(m.sending.data, m.sending.header, super.Ethernet, m.maxFrame()) != nil {
+			m.count.dropFrameInvalid.Add(1)
+		}
+	}
+	return true
+}
+
+// fillLeft sends what is left of the TUN device's last batch.
+func (m *mux) fillLeft(out *sink) {
+	for l := &m.left; l.pos < l.n; l.pos++ {
+		if !m.putPacket(out, l.bufs[l.pos]) {
 			return
 		}
 	}
-	m.batchDone()
+	m.left.pos, m.left.n = 0, 0
 }
 
-// holdBatch keeps the batch's packets until the link is up.
-func (m *mux) holdBatch() {
-	m.mu.Lock()
-	for b := &m.batch; b.pos < b.n; b.pos++ {
-		if p := b.bufs[b.pos][netdev.MinOffset:][:b.sizes[b.pos]]; m.admit(p) {
-			m.holdLocked(0, p)
-		}
+// holdLeft keeps what is left until the link is up.
+func (m *mux) holdLeft() {
+	for l := &m.left; l.pos < l.n; l.pos++ {
+		m.holdPacket(l.bufs[l.pos])
 	}
-	m.mu.Unlock()
-	m.batchDone()
+	m.left.pos, m.left.n = 0, 0
 }
 
-// batchDone gives a batch that is used up back to the TUN device's reader.
-func (m *mux) batchDone() {
-	if m.batch.n == 0 {
+// holdPacket keeps a packet until the link is up.
+func (m *mux) holdPacket(p []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.holdLocked(0, p)
+}
+
+// fillDevice reads the TUN device straight into out. It waits for it if out is
+// still empty. An error that is not the end is counted, and never reaches
+// wireguard-go, which would close itself.
+func (m *mux) fillDevice(out *sink, up bool) {
+	var n int
+	var err error
+	bufs, sizes := out.bufs[out.n:out.limit], out.sizes[out.n:]
+	switch {
+	case out.n > 0:
+		n, err = m.dev.Poll(bufs, sizes, out.offset)
+	case m.mayRead(up):
+		n, err = m.dev.Read(bufs, sizes, out.offset)
+		m.mu.Lock()
+		m.reading = false
+		m.mu.Unlock()
+	default:
 		return
 	}
-	m.batch.n, m.batch.pos = 0, 0
-	select {
-	case m.free <- struct{}{}:
-	case <-m.closed:
+	m.plain = n > 0
+	if up {
+		m.takePackets(out, n)
+	} else {
+		for i := range n {
+			if p := bufs[i][out.offset:][:sizes[i]]; m.admit(p) {
+				m.holdPacket(p)
+			}
+		}
+	}
+	switch {
+	case err == nil || m.isClosed():
+	case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrClosed):
+		m.tunGone = true
+		m.log.Error("the TUN device is gone: plain packets stop until the agent is restarted", "device", m.dev.Name())
+	default:
+		m.count.tunReadErrors.Add(1)
+		if n == 0 && out.n == 0 {
+			m.pause(10 * time.Millisecond)
+		}
+	}
+}
+
+// mayRead reports whether Read may wait in the TUN device, and notes that it
+// does: who has something to send from now on wakes it.
+func (m *mux) mayRead(up bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reading = m.control.n == 0 && m.up == up && (!up || m.frames.n == 0)
+	return m.reading
+}
+
+// takePackets judges n packets of the TUN device that are in out already.
+func (m *mux) takePackets(out *sink, n int) {
+	at := out.n
+	out.n += n
+	for i := at; i < at+n; i++ {
+		p := out.bufs[i][out.offset:][:out.sizes[i]]
+		switch {
+		case !m.admit(p):
+			out.sizes[i] = 0 // wireguard-go skips it
+		case len(p) > m.mtu:
+			for j := i; j < at+n; j++ {
+				m.left.add(out.bufs[j][out.offset:][:out.sizes[j]])
+			}
+			out.n = i
+			m.fillLeft(out)
+			return
+		default:
+			super.ClampMSS(p, super.IP, m.mtu, false)
+			out.live++
+			m.count.txPackets.Add(1)
+			m.count.txBytes.Add(uint64(len(p)))
+		}
 	}
 }
 
@@ -197,11 +331,14 @@ func (m *mux) putPacket(out *sink, p []byte) bool {
 		if out.room() == 0 {
 			return false
 		}
-		copy(out.next(len(p)), p)
+		b := out.next(len(p))
+		copy(b, p)
+		super.ClampMSS(b, super.IP, m.mtu, false)
 	} else {
 		if parts, _ := carrier.Split(len(p), m.mtu); parts > out.room() {
 			return false
 		}
+		super.ClampMSS(p, super.IP, m.mtu, false)
 		m.split(carrier.IP, 0, p, out.next)
 	}
 	m.count.txPackets.Add(1)

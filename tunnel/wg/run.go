@@ -39,6 +39,7 @@ func (l *Link) run(ctx context.Context) {
 			return
 		case <-l.edge:
 		case <-ticker.C:
+			l.mux.tick()
 			now := time.Now()
 			if l.cfg.Stock {
 				if now.Sub(polled) >= stockPoll {
@@ -114,6 +115,12 @@ func (l *Link) onFrame(segment uint16, frame []byte) {
 		return
 	}
 	l.cfg.OnFrame(segment, frame)
+}
+
+func (l *Link) onBatch() {
+	if l.cfg.OnBatch != nil {
+		l.cfg.OnBatch()
+	}
 }
 
 func (l *Link) onControl(msg []byte) {

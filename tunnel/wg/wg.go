@@ -3,13 +3,14 @@
 // wireguard-go from everyone else.
 //
 //	TUN device ──► hold ──┐
-//	frames ──► 512 ───────┼─► mux ─► wireguard-go ─► binder ─► UDP
+//	frames ──► 128 ───────┼─► mux ─► wireguard-go ─► binder ─► UDP
 //	control, probes ► 64 ─┘
 //
 // The mux is the tun.Device that wireguard-go has. On the way out control
 // datagrams and probes go first, then frames, then packets; packets keep half
-// of each batch when both wait. The queues drop the newest. At most 1024
-// packets are inside wireguard-go at once. What is not a plain packet that
+// of each batch when both wait. The TUN device is read straight into the
+// buffers of wireguard-go, and super-frames are cut straight into them. At
+// most 1024 packets are inside wireguard-go at once. What is not a plain packet that
 // fits is carried in the format of package carrier; a stock peer gets plain
 // packets only.
 //
@@ -41,6 +42,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
 )
 
@@ -82,10 +84,14 @@ type Config struct {
 	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
 	Bind conn.Bind
-	// OnFrame gets every Ethernet frame from the peer. It borrows frame, is
-	// called from the receive goroutine and must not block. Nil: dropped.
+	// OnFrame gets every Ethernet frame from the peer. It borrows frame until
+	// the next OnBatch, is called from the receive goroutine and must not
+	// block. Nil: dropped.
 	OnFrame func(segment uint16, frame []byte)
-	// OnControl gets every control datagram; same rules as OnFrame.
+	// OnBatch is called after the last of the frames that came together; same
+	// rules. Nil: nobody wants to know.
+	OnBatch func()
+	// OnControl gets every control datagram, which it borrows; same rules.
 	OnControl func(msg []byte)
 	// OnState gets the edges between Up and Down, in order, from a goroutine
 	// of the link. It must not call Close.
@@ -152,7 +158,7 @@ func Open(cfg Config) (*Link, error) {
 	l.mux = newMux(path, &cfg, &l.count, l, l.log)
 	ours := PublicKey(cfg.PrivateKey)
 	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
-	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.left)
+	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.departed)
 	l.mux.arrived = l.bind.backlog.left
 	if err := l.start(host, port); err != nil {
 		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
@@ -216,7 +222,6 @@ func (l *Link) start(host string, port uint16) error {
 	l.peer = l.dev.LookupPeer(device.NoisePublicKey(l.cfg.PublicKey))
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
-	go l.mux.readTUN() // ends with the device; see Close
 	l.tasks.Go(func() { l.run(ctx) })
 	if host != "" {
 		l.tasks.Go(func() { l.followEndpoint(ctx, host, port, endpoint != "") })
@@ -225,8 +230,7 @@ func (l *Link) start(host string, port uint16) error {
 }
 
 // Close ends the link and waits for its goroutines. It does not close
-// Config.TUN; if that has no SetReadDeadline, one goroutine stays in its Read
-// until it is closed too. A second Close returns net.ErrClosed.
+// Config.TUN. A second Close returns net.ErrClosed.
 func (l *Link) Close() error {
 	if l.closed.Swap(true) {
 		return net.ErrClosed
@@ -234,16 +238,19 @@ func (l *Link) Close() error {
 	l.cancel()
 	l.tasks.Wait()
 	l.dev.Close()
-	l.mux.interrupt()
 	return nil
 }
 
-// SendFrame sends an Ethernet frame of a segment; it copies frame. False means
-// that it was dropped and counted: the queue is full, the frame too long or
+// SendFrame sends an Ethernet frame of a segment, or a super-frame, which
+// leaves as frames that fit into one datagram each where that can be; h is
+// what the TAP said about it, the zero value a frame that is complete. It
+// copies frame. When too much waits it blocks, for at most 0.1 s and only if
+// the link moves on; so a fast sender is slowed down by the queue of its TAP.
+// False means that the frame was dropped and counted: no room, too long, or
 // the link closed. While the link is down, the newest frame of each flow is
 // kept instead and sent when it is up again.
-func (l *Link) SendFrame(segment uint16, frame []byte) bool {
-	return l.mux.sendFrame(segment, frame)
+func (l *Link) SendFrame(segment uint16, frame []byte, h super.Header) bool {
+	return l.mux.sendFrame(segment, frame, h)
 }
 
 // SendControl sends a datagram of at most MaxControl bytes ahead of frames and

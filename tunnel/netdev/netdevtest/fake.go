@@ -26,6 +26,7 @@ type Fake struct {
 	batch  int
 	once   sync.Once
 	closed chan struct{}
+	wake   chan struct{} // holds one
 }
 
 var _ netdev.Device = (*Fake)(nil)
@@ -35,7 +36,7 @@ var _ netdev.Device = (*Fake)(nil)
 func NewFake(name string, batch int) *Fake {
 	return &Fake{
 		In: make(chan []byte, queueLen), Out: make(chan []byte, queueLen),
-		name: name, batch: max(batch, 1), closed: make(chan struct{}),
+		name: name, batch: max(batch, 1), closed: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -45,18 +46,27 @@ func (f *Fake) Name() string { return f.name }
 // BatchSize returns the batch given to NewFake.
 func (f *Fake) BatchSize() int { return f.batch }
 
-// Read waits for one packet from In and takes what else is queued.
+// Read waits for one packet from In and takes what else is queued. No packet
+// is a super-packet.
 func (f *Fake) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	select {
 	case <-f.closed:
 		return 0, net.ErrClosed
+	case <-f.wake:
+		return 0, nil
 	case p := <-f.In:
-		sizes[0] = copy(bufs[0][offset:], p)
+		fill(bufs, sizes, offset, 0, p)
 	}
-	for n := 1; n < min(len(bufs), f.batch); n++ {
+	n, err := f.Poll(bufs[1:min(len(bufs), f.batch)], sizes[1:], offset)
+	return n + 1, err
+}
+
+// Poll takes what is queued.
+func (f *Fake) Poll(bufs [][]byte, sizes []int, offset int) (int, error) {
+	for n := range min(len(bufs), f.batch) {
 		select {
 		case p := <-f.In:
-			sizes[n] = copy(bufs[n][offset:], p)
+			fill(bufs, sizes, offset, n, p)
 		default:
 			return n, nil
 		}
@@ -64,11 +74,17 @@ func (f *Fake) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return min(len(bufs), f.batch), nil
 }
 
-// Write copies the packets to Out.
-func (f *Fake) Write(bufs [][]byte, offset int) (int, error) {
+// fill puts p into the n-th buffer, with the header of a plain packet in front.
+func fill(bufs [][]byte, sizes []int, offset, n int, p []byte) {
 	if offset < netdev.MinOffset {
 		panic("netdevtest: offset below netdev.MinOffset")
 	}
+	clear(bufs[n][:offset])
+	sizes[n] = copy(bufs[n][offset:], p)
+}
+
+// Write copies the packets to Out.
+func (f *Fake) Write(bufs [][]byte, offset int) (int, error) {
 	for i, b := range bufs {
 		select {
 		case <-f.closed:
@@ -82,6 +98,14 @@ func (f *Fake) Write(bufs [][]byte, offset int) (int, error) {
 		}
 	}
 	return len(bufs), nil
+}
+
+// Wake implements netdev.Device.
+func (f *Fake) Wake() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Close unblocks Read and Write; they return net.ErrClosed from then on.

@@ -384,6 +384,10 @@ func (t *tun) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
+// Poll and Wake are not used by streams.
+func (t *tun) Poll([][]byte, []int, int) (int, error) { return 0, nil }
+func (t *tun) Wake()                                  {}
+
 func (t *tun) Write(bufs [][]byte, offset int) (int, error) {
 	select {
 	case <-t.closed:
