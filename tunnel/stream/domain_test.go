@@ -65,8 +65,8 @@ func TestModes(t *testing.T) {
 			least        int64 // of again
 		}{
 			{"full, in a domain", 4000, n * 7 / 10, n / 50, 0},
-			{"full, by itself", 6000, n * 7 / 10, n * 7 / 10, 0},
-			{"compress", 6100, n * 7 / 10, n * 7 / 10, n / 3},
+			{"full, by itself", 6000, n * 7 / 10, n * 7 / 10, n / 4},
+			{"compress", 6100, n * 7 / 10, n * 7 / 10, n / 4},
 			{"accelerate", 6200, n + n/100, n + n/100, n},
 		} {
 			one := text(uint64(c.port), n)
