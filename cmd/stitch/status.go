@@ -144,6 +144,9 @@ func printStatus(w io.Writer, st *control.Status) error {
 			row(s.Name, s.Workload, s.Address)
 		}
 	}
+	if st.Streams != nil {
+		printStreams(row, st)
+	}
 	for _, a := range st.Alarms {
 		row("\nALARM  " + a)
 	}

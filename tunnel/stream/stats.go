@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"stitch/dedupe"
+	"stitch/tunnel/stream/block"
 )
 
 // Stats is a snapshot of a Proxy, for status and metrics.
@@ -90,6 +91,8 @@ type Traffic struct {
 	Literal int64 `json:"literal"`
 	Zero    int64 `json:"zero"`
 	Resent  int64 `json:"resent"`
+	// Mix says by which codecs literals and tokens were carried.
+	Mix block.Mix `json:"mix"`
 	// Restarts counts how often the peer or this side had to begin anew.
 	Restarts uint64 `json:"restarts"`
 }
@@ -180,6 +183,7 @@ func (s *Traffic) sum(o *Traffic) {
 	s.Literal += o.Literal
 	s.Zero += o.Zero
 	s.Resent += o.Resent
+	s.mix(&o.Mix)
 	s.Restarts += o.Restarts
 }
 
@@ -192,6 +196,15 @@ func (s *Traffic) add(r *relay) {
 	s.Literal += enc.Literal
 	s.Zero += enc.Zero
 	s.Resent += enc.Resent
+	s.mix(&enc.Mix)
+}
+
+// mix adds to Mix.
+func (s *Traffic) mix(o *block.Mix) {
+	for _, c := range []struct{ to, from *block.Share }{{&s.Mix.Raw, &o.Raw}, {&s.Mix.S2, &o.S2}, {&s.Mix.Zstd, &o.Zstd}} {
+		c.to.In += c.from.In
+		c.to.Out += c.from.Out
+	}
 }
 
 func (r *relay) flow(peer string) Flow {
