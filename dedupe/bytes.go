@@ -1,6 +1,7 @@
 package dedupe
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 )
@@ -9,18 +10,34 @@ func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
 
 // commonPrefix is how many leading bytes of a and b are equal.
 func commonPrefix(a, b []byte) int {
+	const near, span = 64, 256
 	n := min(len(a), len(b))
 	a, b = a[:n], b[:n]
-	i := 0
-	for ; i+8 <= n; i += 8 {
-		if x := load64(a, i) ^ load64(b, i); x != 0 {
-			return i + bits.TrailingZeros64(x)>>3
-		}
+	i, differ := words(a, b, 0, min(n, near))
+	if differ {
+		return i
+	}
+	for i+span <= n && bytes.Equal(a[i:i+span], b[i:i+span]) {
+		i += span // bytes.Equal uses vectors
+	}
+	if i, differ = words(a, b, i, n); differ {
+		return i
 	}
 	for i < n && a[i] == b[i] {
 		i++
 	}
 	return i
+}
+
+// words compares words of a and b from i up to end and returns where they first
+// differ, or how far it got.
+func words(a, b []byte, i, end int) (at int, differ bool) {
+	for ; i+8 <= end; i += 8 {
+		if x := load64(a, i) ^ load64(b, i); x != 0 {
+			return i + bits.TrailingZeros64(x)>>3, true
+		}
+	}
+	return i, false
 }
 
 // commonSuffix is how many trailing bytes of a and b are equal.
@@ -60,18 +77,12 @@ func resync(a, b []byte, span int) (skip, n int) {
 	return 0, 0
 }
 
-// zeroPrefix is how many leading bytes of b are zero.
+// zeroPrefix is how many leading bytes of b, at most MaxBlock, are zero.
 func zeroPrefix(b []byte) int {
-	i := 0
-	for ; i+8 <= len(b); i += 8 {
-		if x := load64(b, i); x != 0 {
-			return i + bits.TrailingZeros64(x)>>3
-		}
+	if len(b) < 8 || load64(b, 0) != 0 {
+		return commonPrefix(b[:min(len(b), 8)], zeroBlock[:])
 	}
-	for i < len(b) && b[i] == 0 {
-		i++
-	}
-	return i
+	return commonPrefix(b, zeroBlock[:])
 }
 
 // findZeros returns where the first run of at least minZeros zeros that one
