@@ -20,6 +20,9 @@ func (p *linkPlane) status(context.Context) control.Status {
 		if l.State != string(wg.Up) && !peer.Stock {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s: is its agent running, is UDP to %s open, do the keys match?", peer.Name, l.State, cmp.Or(peer.Endpoint, "this host")))
 		}
+		if l.Quality != "" {
+			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s", peer.Name, l.Quality))
+		}
 		if l.UnknownSegment > 0 {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("%s sends frames of a segment that is not configured here: do both sites list the same segment ids?", peer.Name))
 		}
@@ -71,6 +74,9 @@ func (p *linkPlane) linkStatus(peer config.Peer) control.LinkStatus {
 	}
 	st := l.Stats()
 	out.State, out.Endpoint, out.Loss, out.Detail = string(st.State), st.Endpoint, st.Loss, control.Raw(st)
+	if q := st.Quality; q.Reason != "" {
+		out.Quality = fmt.Sprintf("%s: %s", q.Health, q.Reason)
+	}
 	out.RTTms = float64(st.RTT) / float64(time.Millisecond)
 	if !st.LastHandshake.IsZero() {
 		out.LastHandshake = time.Since(st.LastHandshake).Seconds()

@@ -81,6 +81,9 @@ type LinkStatus struct {
 	RTTms float64 `json:"rtt_ms"`
 	// Loss is the share of probes lost lately, 0 to 1.
 	Loss float64 `json:"loss"`
+	// Quality says what is wrong with a link that is degraded or one-way, and
+	// why; empty: nothing.
+	Quality string `json:"quality,omitempty"`
 	// LastHandshake is the age of the session in seconds, -1 without one.
 	LastHandshake float64 `json:"last_handshake_s"`
 	// UnknownSegment counts frames that came for a segment this site does not

@@ -3,6 +3,8 @@ package wg
 import (
 	"encoding/binary"
 	"time"
+
+	"stitch/tunnel/wg/quality"
 )
 
 const (
@@ -23,8 +25,10 @@ const (
 )
 
 // probe is a message of kind carrier.Probe, in numbers of big-endian order:
-// type u8 (1 request, 2 echo), zero u8, age u16, sequence u32, instance u64.
+// type u8 (1 request, 2 echo), loss u8, age u16, sequence u32, instance u64.
 //
+// loss is the share of the receiver's requests that do not arrive at the sender
+// (quality.Meter.Share; 0: not known, as from older agents).
 // age is how many milliseconds ago the sender last heard a probe of the
 // receiver (0xffff: never, or too long), so every probe tells the receiver
 // until when its own ones arrived. instance is a random number of the process
@@ -33,6 +37,7 @@ const (
 // bytes at the end.
 type probe struct {
 	echo     bool
+	loss     uint8
 	age      uint16
 	seq      uint32
 	instance uint64
@@ -43,7 +48,7 @@ func (p probe) append(b []byte) []byte {
 	if p.echo {
 		kind = 2
 	}
-	b = append(b, kind, 0)
+	b = append(b, kind, p.loss)
 	b = binary.BigEndian.AppendUint16(b, p.age)
 	b = binary.BigEndian.AppendUint32(b, p.seq)
 	return binary.BigEndian.AppendUint64(b, p.instance)
@@ -54,7 +59,7 @@ func parseProbe(b []byte) (probe, bool) {
 		return probe{}, false
 	}
 	return probe{
-		echo: b[0] == 2, age: binary.BigEndian.Uint16(b[2:]),
+		echo: b[0] == 2, loss: b[1], age: binary.BigEndian.Uint16(b[2:]),
 		seq: binary.BigEndian.Uint32(b[4:]), instance: binary.BigEndian.Uint64(b[8:]),
 	}, true
 }
@@ -77,7 +82,8 @@ type prober struct {
 	ring               [probeRing]sentProbe
 	srtt, rttvar       time.Duration
 	// peer is the peer's instance.
-	peer uint64
+	peer    uint64
+	quality quality.Meter
 }
 
 type sentProbe struct {
@@ -108,6 +114,7 @@ func (p *prober) tick(now time.Time) (request probe, send bool) {
 	p.advance(now)
 	if p.state == Up && p.run-p.proof > p.deadline() {
 		p.state = Down
+		p.quality.Restart()
 	}
 	suspect := p.state == Up && p.run-p.proof > suspectAfter
 	if p.run < p.nextSend && !suspect {
@@ -116,7 +123,7 @@ func (p *prober) tick(now time.Time) (request probe, send bool) {
 	p.nextSend = p.run + probeInterval
 	p.seq++
 	p.ring[p.seq%probeRing] = sentProbe{seq: p.seq, at: now, run: p.run, used: p.state == Up}
-	return probe{age: p.age(), seq: p.seq, instance: p.instance}, true
+	return probe{loss: p.quality.Share(), age: p.age(), seq: p.seq, instance: p.instance}, true
 }
 
 // age is the age field of a probe sent now.
@@ -136,10 +143,12 @@ func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
 		return probe{}, false // for our predecessor
 	}
 	p.heard, p.hasHeard = p.run, true
+	p.quality.Told(in.loss)
 	if in.echo {
 		p.echoed(in.seq, now)
 	} else {
 		p.peer = in.instance
+		p.quality.Heard(in.instance, in.seq)
 	}
 	if in.age != never {
 		p.prove(p.run - time.Duration(in.age)*time.Millisecond)
@@ -147,7 +156,7 @@ func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
 	if in.echo {
 		return probe{}, false
 	}
-	return probe{echo: true, age: 0, seq: in.seq, instance: in.instance}, true
+	return probe{echo: true, loss: p.quality.Share(), age: 0, seq: in.seq, instance: in.instance}, true
 }
 
 // prove notes that the peer heard us at the running time at.
@@ -171,11 +180,11 @@ func (p *prober) echoed(seq uint32, now time.Time) {
 	rtt := max(now.Sub(e.at), time.Microsecond)
 	if p.srtt == 0 {
 		p.srtt, p.rttvar = rtt, rtt/2
-		return
+	} else { // RFC 6298
+		p.rttvar += ((p.srtt - rtt).Abs() - p.rttvar) / 4
+		p.srtt += (rtt - p.srtt) / 8
 	}
-	// RFC 6298.
-	p.rttvar += ((p.srtt - rtt).Abs() - p.rttvar) / 4
-	p.srtt += (rtt - p.srtt) / 8
+	p.quality.RoundTrip(p.run, rtt, p.srtt)
 }
 
 // loss returns the share of probes without an echo, over those of the last
@@ -200,4 +209,10 @@ func (p *prober) loss() float64 {
 // deaf reports that the peer is heard and does not hear us.
 func (p *prober) deaf() bool {
 	return p.state != Up && p.hasHeard && p.run-p.heard <= p.deadline()
+}
+
+// judge returns the link's quality, given its counters of bytes.
+func (p *prober) judge(in, out uint64) quality.Report {
+	p.quality.Traffic(p.run, in, out)
+	return p.quality.Report(p.state == Up, p.deaf())
 }

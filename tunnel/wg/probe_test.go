@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"stitch/tunnel/wg/quality"
 )
 
 // pair is two probers over a path of fixed delay; the test moves the time.
@@ -161,7 +163,7 @@ func TestProberOddities(t *testing.T) {
 func TestProbeBytes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 100 {
-		want := probe{echo: rng.IntN(2) == 1, age: uint16(rng.Uint32()), seq: rng.Uint32(), instance: rng.Uint64()}
+		want := probe{echo: rng.IntN(2) == 1, loss: uint8(rng.Uint32()), age: uint16(rng.Uint32()), seq: rng.Uint32(), instance: rng.Uint64()}
 		b := want.append(nil)
 		if len(b) != probeLen {
 			t.Fatalf("%d bytes", len(b))
@@ -202,4 +204,54 @@ func FuzzProbe(f *testing.F) {
 			t.Fatalf("heard or proved in the future: %+v", p)
 		}
 	})
+}
+
+// TestProberQuality loses a tenth of what goes one way: both ends know which,
+// say so within 15 s, and forget it when it is over. The link stays up.
+func TestProberQuality(t *testing.T) {
+	p := newPair(20 * time.Millisecond)
+	rng := rand.New(rand.NewPCG(5, 5))
+	lossy := func(d time.Duration, share float64) {
+		for end := p.now.Add(d); p.now.Before(end); {
+			p.cut[1] = rng.Float64() < share
+			p.run(tickInterval)
+			for _, e := range p.ends {
+				e.judge(0, 0)
+			}
+		}
+		p.cut[1] = false
+	}
+	health := func(i int) quality.Report { return p.ends[i].judge(0, 0) }
+	lossy(20*time.Second, 0)
+	for i := range p.ends {
+		if q := health(i); q.Health != quality.Good || q.LossIn != 0 || q.LossOut != 0 || q.Jitter > tickInterval {
+			t.Errorf("end %d without loss: %+v", i, q)
+		}
+	}
+	lossy(15*time.Second, 0.1)
+	if q := health(0); q.Health != quality.Degraded || q.LossOut < 0.03 || q.LossIn != 0 {
+		t.Errorf("the end whose packets are lost: %+v", q)
+	}
+	if q := health(1); q.Health != quality.Degraded || q.LossIn < 0.03 || q.LossOut != 0 {
+		t.Errorf("the other end: %+v", q)
+	}
+	if got := p.states(); got != [2]State{Up, Up} {
+		t.Errorf("a tenth of loss took the link down: %v", got)
+	}
+	lossy(40*time.Second, 0)
+	p.cut[1] = true
+	p.run(2 * time.Second)
+	if q := health(1); q.Health != quality.Down {
+		t.Errorf("the end that hears nothing: %+v", q)
+	}
+	if q := health(0); q.Health != quality.OneWay {
+		t.Errorf("the end that is not heard: %+v", q)
+	}
+	p.cut[1] = false
+	p.run(20 * time.Second)
+	for i := range p.ends {
+		if q := health(i); q.Health != quality.Good || q.LossIn > 0.01 {
+			t.Errorf("end %d after all: %+v", i, q)
+		}
+	}
 }

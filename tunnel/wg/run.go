@@ -8,6 +8,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/quality"
 )
 
 const (
@@ -80,11 +81,26 @@ func (l *Link) probe(now time.Time) {
 	l.mu.Lock()
 	request, send := l.prober.tick(now)
 	l.setState(l.prober.state, now)
+	l.judge()
 	l.mu.Unlock()
 	if send {
 		var b [probeLen]byte
 		l.mux.sendControl(carrier.Probe, request.append(b[:0]))
 	}
+}
+
+// judge takes note of the link's quality and logs what changes while it is up;
+// l.mu is held.
+func (l *Link) judge() {
+	q := l.prober.judge(l.count.rxWire.Load(), l.count.txWire.Load())
+	switch before := l.quality.Health; {
+	case q.Health == before, before == "":
+	case q.Health == quality.Degraded, q.Health == quality.OneWay:
+		l.log.Warn("link is "+string(q.Health), "reason", q.Reason)
+	case before == quality.Degraded && q.Health == quality.Good:
+		l.log.Info("link is good again")
+	}
+	l.quality = q
 }
 
 // onProbe answers a probe of the peer, or takes in the answer to ours.

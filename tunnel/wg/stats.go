@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/quality"
 )
 
 // Stats are the state and counters of a link since Open. Packets are IP
@@ -21,6 +22,9 @@ type Stats struct {
 	RTT    time.Duration `json:"rtt_ns"`
 	RTTVar time.Duration `json:"rtt_var_ns"`
 	Loss   float64       `json:"loss"`
+	// Quality is the judgement on the link, and what it rests on besides; zero
+	// for a stock peer.
+	Quality quality.Report `json:"quality"`
 	// LastHandshake is zero if there was none.
 	LastHandshake time.Time `json:"last_handshake"`
 	// Endpoint is where the peer was last heard from, or the configured one.

@@ -20,7 +20,8 @@
 //
 // Probes (probe.go) every 200 ms say whether packets cross both ways. While
 // they do not, the newest packet of each flow is held, and leaves first when
-// they do again. Nothing is ever sent around the link.
+// they do again. Nothing is ever sent around the link. Package quality makes of
+// the same probes how good the link is, each direction apart.
 package wg
 
 import (
@@ -44,6 +45,7 @@ import (
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/quality"
 )
 
 // MaxControl is the most bytes of one control datagram.
@@ -133,10 +135,11 @@ type Link struct {
 	probing atomic.Bool   // the peer can be reached, as far as we know
 	edge    chan struct{} // the state changed
 
-	mu     sync.Mutex
-	prober *prober
-	state  State
-	since  time.Time
+	mu      sync.Mutex
+	prober  *prober
+	state   State
+	since   time.Time
+	quality quality.Report
 }
 
 // Open starts a link. It returns as soon as the UDP socket is open; the peer
@@ -275,6 +278,7 @@ func (l *Link) Stats() Stats {
 	l.mu.Lock()
 	s.State, s.Since, s.PeerDeaf = l.state, l.since, l.prober.deaf()
 	s.RTT, s.RTTVar, s.Loss = l.prober.srtt, l.prober.rttvar, l.prober.loss()
+	s.Quality = l.quality
 	l.mu.Unlock()
 	info := l.info()
 	s.LastHandshake, s.Endpoint = info.handshake, info.endpoint
