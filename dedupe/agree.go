@@ -1,6 +1,7 @@
 package dedupe
 
 import (
+	"crypto/rand"
 	"errors"
 
 	"stitch/dedupe/accord"
@@ -32,9 +33,13 @@ const (
 func (h *History) Summary() []byte {
 	h.life.RLock()
 	defer h.life.RUnlock()
+	self := h.self
+	if h.disk != nil {
+		self.Generation = h.disk.generation()
+	}
 	s := accord.Summary{
 		Size:     uint64(h.size),
-		Self:     h.self,
+		Self:     self,
 		Peer:     h.tied,
 		Sent:     h.describe(h.tx, h.epoch.Load()),
 		Received: h.describe(h.rx, h.peer.Load()),
@@ -42,9 +47,12 @@ func (h *History) Summary() []byte {
 	return s.Append(nil)
 }
 
-// describe names the segments of a ring. Without a store there is nothing to
+// describe names the chunks of a ring. Without a store there is nothing to
 // name: a process that dies takes its history with it.
 func (h *History) describe(r *ring, epoch uint64) accord.Ring {
+	if r.tier != nil {
+		return r.tier.describe(epoch)
+	}
 	return accord.NewRing(epoch, r.head.Load(), r.tail(), func(uint64) accord.Digest { return accord.Digest{} })
 }
 
@@ -97,9 +105,10 @@ func (h *History) settle(v *accord.Verdict, peer accord.Identity) Agreement {
 	h.alloc.Lock()
 	defer h.alloc.Unlock()
 	clear(h.retained)
-	h.epoch.Store(v.Sent.Epoch)
+	own := h.epoch.Swap(v.Sent.Epoch) != v.Sent.Epoch
+	other := h.peer.Swap(v.Received.Epoch) != v.Received.Epoch
 	h.tx.keep(v.Sent.Kept, v.Sent.Head)
-	if h.peer.Swap(v.Received.Epoch) != v.Received.Epoch {
+	if other {
 		h.rx.forget()
 	}
 	h.rx.keep(v.Received.Kept, v.Received.Head)
@@ -108,8 +117,13 @@ func (h *History) settle(v *accord.Verdict, peer accord.Identity) Agreement {
 	switch {
 	case v.Suspect:
 		out.Alarm = alarmSuspect
+		_, _ = rand.Read(h.self.Store[:]) // never fails
 	case v.PeerSuspect:
 		out.Alarm = alarmPeerSuspect
+	}
+	if h.disk != nil {
+		h.disk.settle([2][]accord.Range{v.Sent.Kept, v.Received.Kept}, [2]bool{own, other}, v.Suspect)
+		h.disk.alarm(out.Alarm)
 	}
 	return out
 }

@@ -34,10 +34,43 @@
 // 64-byte lines of the source unless all of it falls under (i), so that sizes
 // do not tell a stranger's bytes one by one.
 //
+// # Store
+//
+// With a directory (Config.Dir) a history outlives its process, and may be
+// larger than memory. Rings are cut into chunks of 1 MiB. A goroutine writes
+// chunks to disk (package store) behind the connections: full ones at once,
+// others after they have changed for a second, and ever more rarely; of a
+// sent chunk what the peer has acknowledged, of a received one what was
+// received. Connections never wait for it. What memory recycles before the
+// disk has taken it is dropped and counted; a full or failing disk stops the
+// writing, not the traffic.
+//
+// Open knows at once which chunks there are and their digests; their bytes are
+// loaded in the background, newest first, each verified before any of it
+// becomes a source. A Reader that needs one of the others waits for it, a tenth
+// of a second at most in a block; else the block is repaired.
+//
+// Chunks older than Config.Memory lie on disk only. Sources there are legal as
+// any, but a Writer finds one only after its chunk was read back: candidates
+// that lie in it ask for it, three of them, so that an index that is wrong
+// about fresh data does not cost disk reads; and the chunks behind one in use
+// are read with it.
+//
+// # Agreement
+//
+// Two agents that meet exchange one Summary each and call Agree (package
+// accord has the rules and the wire form). If both processes have lived since
+// they last agreed, all stays. Else the chunks that both have alike are kept,
+// on both sides: a live side digests what it has and the restarted one names
+// what its disk has, both before verifying it, and what then turns out damaged
+// is repaired like any miss. A side that lost its store makes both cold;
+// nobody's connection fails for it, but those of the process that died.
+//
 // # Memory
 //
-// size bytes for each ring, 8 bytes for each 4 KiB (0.2 %), and an index of
-// 8-byte slots, one for each 256 bytes of history (3.1 %). From 64 MiB on
+// Config.Memory bytes for each ring, 8 bytes for each 4 KiB of its size (0.2
+// %), and an index of 8-byte slots, one for each 256 bytes of history (3.1 %).
+// From 64 MiB on
 // these lie outside the garbage collector's heap and cost nothing until
 // touched. A slot holds ring, 24 bits of tag, and position. The tag is strong
 // so that a history on disk is not read in vain. Eight slots share a cache
@@ -49,7 +82,9 @@
 //
 // # Locks
 //
-// History.life (shared by every operation, exclusive while emptying), then
-// History.alloc (taken for each extent), then Writer.mu (retention), then a
-// ring segment's lock (256 KiB; held for one copy or comparison).
+// History.life (shared by every operation, exclusive while emptying and
+// agreeing), then History.alloc (taken for each extent), then Writer.mu
+// (retention), then a ring segment's lock (256 KiB; held for one copy or
+// comparison). The store's locks, tier.mu, Log's and disk.mu, are taken after
+// these, held for no I/O, and never two at a time.
 package dedupe

@@ -4,10 +4,12 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"stitch/dedupe/accord"
+	"stitch/dedupe/store"
 )
 
 var (
@@ -48,8 +50,12 @@ type History struct {
 
 	life sync.RWMutex    // held shared by operations, exclusive by empty
 	gen  uint64          // guarded by life
-	self accord.Identity // guarded by life
+	self accord.Identity // its Generation is disk's; guarded by life
 	tied accord.Identity // the peer as of the last agreement; guarded by life
+
+	disk   *disk  // nil: memory only
+	notice string // why there is no store though one was asked for
+	closed bool   // guarded by life
 
 	alloc    sync.Mutex
 	guarded  uint64 // positions below may be recycled; guarded by alloc
@@ -60,38 +66,74 @@ type History struct {
 // direction, as Open does; it needs no Close.
 func NewHistory(size int64) *History {
 	c, _ := Config{Size: max(size, 0)}.check()
-	return newHistory(c)
+	return newHistory(c.Memory, c.Memory)
 }
 
-// Open returns the history that c describes. The only error is ErrConfig:
-// trouble with the store never stops traffic, the history then lives in
-// memory, and Stats says why. Close it.
+// Open returns the history that c describes, with what an earlier process left
+// in its store; that is loaded in the background and usable as it comes. The
+// only error is ErrConfig: trouble with the store never stops traffic; the
+// history then lives in memory, with Memory bytes for each direction, and
+// Stats says why. Close it.
 func Open(c Config) (*History, error) {
 	c, err := c.check()
 	if err != nil {
 		return nil, err
 	}
-	return newHistory(c), nil
+	if c.Dir == "" {
+		return newHistory(c.Memory, c.Memory), nil
+	}
+	d, err := store.OpenDir(c.Dir)
+	if err != nil {
+		return withoutStore(c, err), nil
+	}
+	return openOn(c, d), nil
 }
 
-// newHistory makes an empty history in memory with a random epoch.
-func newHistory(c Config) *History {
+// openOn is Open with a checked configuration; it takes disk.
+func openOn(c Config, disk store.Disk) *History {
+	s, err := store.Open(disk, store.Options{Segments: int(c.Size / chunkSize), Key: c.Key, Machine: store.MachineID()})
+	if err != nil {
+		return withoutStore(c, err)
+	}
+	h := newHistory(c.Size, c.Memory)
+	h.attach(s)
+	return h
+}
+
+func withoutStore(c Config, err error) *History {
+	h := newHistory(c.Memory, c.Memory)
+	h.notice = fmt.Sprintf("running without a history store: %v", err)
+	return h
+}
+
+// newHistory makes an empty history with a random epoch.
+func newHistory(size, mem int64) *History {
 	h := &History{
-		size:     c.Size,
-		tx:       newRing(c.Size),
-		rx:       newRing(c.Size),
-		index:    newIndex(c.Size),
+		size:     size,
+		tx:       newRing(size, mem),
+		rx:       newRing(size, mem),
+		index:    newIndex(size),
 		retained: make(map[*Writer]struct{}),
 	}
-	h.window.Store(uint64(c.Size))
+	h.window.Store(uint64(size))
 	h.epoch.Store(newEpoch())
 	h.self.Instance = newEpoch()
 	return h
 }
 
-// Close ends the store: what is not yet on disk is written, for at most a few
-// seconds. No other method may be called after it. Idempotent.
-func (h *History) Close() error { return nil }
+// Close ends the store: what is not yet on disk is written, for at most ten
+// seconds. The caller has ended all use of the history; only Stats may follow.
+// Idempotent; without a store it does nothing.
+func (h *History) Close() error {
+	h.life.Lock()
+	closed := h.closed
+	h.closed = true
+	h.life.Unlock()
+	if closed || h.disk == nil {
+		return nil
+	}
+	return h.disk.close()
+}
 
 // newEpoch returns a random number that is not zero.
 func newEpoch() uint64 {
@@ -124,7 +166,7 @@ func (h *History) Meet(peerEpoch uint64, peerSize int64) (reset bool) {
 	if old == 0 || old == peerEpoch {
 		return false
 	}
-	h.empty()
+	h.empty([2]bool{false, true})
 	return true
 }
 
@@ -136,36 +178,50 @@ func (h *History) Restart() {
 	defer h.life.Unlock()
 	h.epoch.Store(newEpoch())
 	h.peer.Store(0)
-	h.empty()
+	h.empty([2]bool{true, true})
 }
 
-// empty forgets all bytes; the caller holds life. Own positions go on rising,
-// the peer may start again at 0.
-func (h *History) empty() {
+// empty forgets all bytes; the caller holds life and says whose epochs have
+// changed. Own positions go on rising, the peer may start again at 0.
+func (h *History) empty(fresh [2]bool) {
 	h.gen++
 	h.rx.forget()
 	h.alloc.Lock()
 	defer h.alloc.Unlock()
 	h.tx.floor.Store(h.tx.head.Load())
 	clear(h.retained)
+	if h.disk != nil {
+		h.disk.settle([2][]accord.Range{}, fresh, false)
+	}
 }
 
 // Stats describes a History. Sizes are in bytes.
 type Stats struct {
-	Size     int64  `json:"size"`     // of each ring
-	Index    int64  `json:"index"`    // memory of the anchors' index
-	Sent     uint64 `json:"sent"`     // positions given out since creation
-	Received uint64 `json:"received"` // the peer's highest position seen
+	Size     int64      `json:"size"`     // of each ring
+	Memory   int64      `json:"memory"`   // of these, in memory
+	Index    int64      `json:"index"`    // memory of the anchors' index
+	Sent     uint64     `json:"sent"`     // positions given out in the epoch
+	Received uint64     `json:"received"` // the peer's highest position seen
+	Store    StoreStats `json:"store"`
 }
 
 // Stats returns a snapshot.
 func (h *History) Stats() Stats {
-	return Stats{
+	s := Stats{
 		Size:     h.size,
+		Memory:   int64(h.tx.mem),
 		Index:    int64(8 * len(h.index.slots)),
 		Sent:     h.tx.head.Load(),
 		Received: h.rx.head.Load(),
+		Store:    StoreStats{State: "memory"},
 	}
+	if h.notice != "" {
+		s.Store.Alarms = []string{h.notice}
+	}
+	if h.disk != nil {
+		s.Store = h.disk.stats()
+	}
+	return s
 }
 
 // low is the lowest position of r a new reference may touch: a margin above
@@ -187,17 +243,18 @@ func (h *History) extent(n int, owner uint32) (pos uint64) {
 	h.guard(end)
 	h.tx.claim(pos, end, owner)
 	h.tx.head.Store(end)
+	h.tx.tier.advanced(pos, end)
 	return pos
 }
 
 // guard copies aside the unacknowledged blocks that would be recycled when
 // head becomes end; an eighth of the ring ahead, so it seldom has to look.
 func (h *History) guard(end uint64) {
-	recycled := end - min(end, h.tx.size)
+	recycled := end - min(end, h.tx.mem)
 	if recycled <= h.guarded {
 		return
 	}
-	h.guarded = recycled + h.tx.size/8
+	h.guarded = recycled + h.tx.mem/8
 	for w := range h.retained {
 		w.copyAside(h.guarded)
 	}

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"runtime"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -35,4 +36,13 @@ func newSlots[T any](owner *T, n int) []uint64 {
 	}
 	b := newBytes(owner, 8*n)
 	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), n)
+}
+
+// newWords is newBytes for n page words.
+func newWords[T any](owner *T, n int) []atomic.Uint64 {
+	if 8*n < offHeap {
+		return make([]atomic.Uint64, n)
+	}
+	b := newBytes(owner, 8*n)
+	return unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(unsafe.SliceData(b))), n)
 }

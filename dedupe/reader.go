@@ -1,5 +1,7 @@
 package dedupe
 
+import "time"
+
 // zeroBlock is never written.
 var zeroBlock [MaxBlock]byte
 
@@ -10,7 +12,12 @@ type Reader struct {
 	gen     uint64
 	good    prefix // of rx
 	anchors []anchor
+	until   time.Time // the end of waiting for the disk in this Rebuild; zero: not begun
 }
+
+// patience is how long one Rebuild waits for the disk; then the block is
+// missed and comes again without references.
+const patience = 100 * time.Millisecond
 
 // NewReader returns the Reader of a new connection.
 func (h *History) NewReader() *Reader {
@@ -19,7 +26,8 @@ func (h *History) NewReader() *Reader {
 	return &Reader{h: h, gen: h.gen, good: h.rx.held}
 }
 
-// Rebuild appends to dst what tokens and lits (both borrowed) stand for. The
+// Rebuild appends to dst what tokens and lits (both borrowed) stand for; it may
+// wait for the disk for up to a tenth of a second. The
 // tokens' rings are as the peer sees them: Sent is our rx. The caller has
 // checked that the tokens take no more literals than there are and that the
 // whole is at most MaxBlock. ErrGone if we do not hold all of a source, and
@@ -31,7 +39,7 @@ func (r *Reader) Rebuild(dst []byte, tokens []Token, lits []byte) (out []byte, m
 	if r.gen != r.h.gen {
 		return dst, 0, ErrStale
 	}
-	out = dst
+	out, r.until = dst, time.Time{}
 	for i := range tokens {
 		t := &tokens[i]
 		out = append(out, lits[:t.Lit]...)
@@ -50,7 +58,20 @@ func (r *Reader) copy(dst []byte, t *Token) bool {
 	if t.Ring == Sent {
 		ring, good = r.h.rx, r.good
 	}
-	return t.Pos <= maxPos && ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos)
+	if t.Pos > maxPos {
+		return false
+	}
+	if ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos) {
+		return true
+	}
+	if ring.tier == nil {
+		return false
+	}
+	if r.until.IsZero() {
+		r.until = time.Now().Add(patience)
+	}
+	return ring.tier.await(t.Pos, t.Len, r.until) &&
+		ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos)
 }
 
 // sentPrefix lets the peer refer to whatever we have put into tx.

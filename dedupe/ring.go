@@ -20,26 +20,30 @@ const (
 	maxPos = 1 << 60
 )
 
-// ring is one direction's bytes. Bytes and page words of a segment are written
-// under its lock and after head covers them; a reader that holds the lock and
-// finds a position above the tail therefore reads bytes of that position's lap
-// and nothing can overwrite them until it lets go.
+// ring is one direction's bytes: the newest mem of them in memory, older ones,
+// if there are any, behind tier on disk. Bytes and page words of a segment are
+// written under its lock and after head covers them; a reader that holds the
+// lock and finds a position in memory therefore reads bytes of that position's
+// lap and nothing can overwrite them until it lets go.
 type ring struct {
-	size  uint64
+	size  uint64        // positions below head that are remembered
+	mem   uint64        // those whose bytes are in data
 	head  atomic.Uint64 // positions below it have been given out
 	floor atomic.Uint64 // positions below it are forgotten
 	data  []byte
 	words []atomic.Uint64 // one for each page: see word
-	locks []sync.RWMutex  // one for each segment
+	locks []sync.RWMutex  // one for each segment of data
+	tier  *tier           // nil: memory only
 }
 
-func newRing(size int64) *ring {
+func newRing(size, mem int64) *ring {
 	r := &ring{
 		size:  uint64(size),
-		words: make([]atomic.Uint64, size/pageSize),
-		locks: make([]sync.RWMutex, size/segmentSize),
+		mem:   uint64(mem),
+		locks: make([]sync.RWMutex, mem/segmentSize),
 	}
-	r.data = newBytes(r, int(size))
+	r.words = newWords(r, int(size/pageSize))
+	r.data = newBytes(r, int(mem))
 	return r
 }
 
@@ -68,29 +72,42 @@ func (r *ring) tail() uint64 {
 	return max(r.floor.Load(), head-min(head, r.size))
 }
 
+// resident is the lowest position whose byte is in memory.
+func (r *ring) resident() uint64 {
+	head := r.head.Load()
+	return max(r.floor.Load(), head-min(head, r.mem))
+}
+
 // raise lifts head to at least pos.
 func (r *ring) raise(pos uint64) {
 	for {
 		old := r.head.Load()
-		if pos <= old || r.head.CompareAndSwap(old, pos) {
+		if pos <= old {
+			return
+		}
+		if r.head.CompareAndSwap(old, pos) {
+			r.tier.advanced(old, pos)
 			return
 		}
 	}
 }
 
 // segment locks the segment of pos for reading and returns the whole segment
-// and where pos is in it; nil, unlocked, if pos is not held. The caller
-// unlocks. The bytes are lent until then.
+// and where pos is in it; nil, unlocked, if pos is not held, or is on disk and
+// not yet back in memory. The caller unlocks. The bytes are lent until then.
 func (r *ring) segment(pos uint64) (seg []byte, at int, mu *sync.RWMutex) {
-	off := int(pos % r.size)
+	off := int(pos % r.mem)
 	n := off / segmentSize
 	mu = &r.locks[n]
 	mu.RLock()
-	if pos < r.tail() || pos >= r.head.Load() {
-		mu.RUnlock()
+	if pos >= r.resident() && pos < r.head.Load() {
+		return r.data[n*segmentSize:][:segmentSize:segmentSize], off % segmentSize, mu
+	}
+	mu.RUnlock()
+	if r.tier == nil || pos < r.tail() || pos >= r.head.Load() {
 		return nil, 0, nil
 	}
-	return r.data[n*segmentSize:][:segmentSize:segmentSize], off % segmentSize, mu
+	return r.tier.segment(pos)
 }
 
 // read copies len(dst) bytes from pos; false if any of them is not held.
@@ -115,16 +132,17 @@ func (r *ring) read(dst []byte, pos uint64) bool {
 // recycled meanwhile is left out.
 func (r *ring) write(pos uint64, src []byte, filled func(page uint64, from, to int)) {
 	for len(src) > 0 {
-		off := int(pos % r.size)
+		off := int(pos % r.mem)
 		at := off % segmentSize
 		n := min(len(src), segmentSize-at)
 		mu := &r.locks[off/segmentSize]
 		mu.Lock()
-		if pos >= r.tail() {
+		if pos >= r.resident() {
 			copy(r.data[off:], src[:n])
 			eachPage(pos, n, filled)
 		}
 		mu.Unlock()
+		r.tier.mark(pos)
 		src, pos = src[n:], pos+uint64(n)
 	}
 }

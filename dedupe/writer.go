@@ -2,7 +2,7 @@ package dedupe
 
 import "sync"
 
-// maxExtent is the largest extent, and in small rings 1/16 of the ring.
+// maxExtent is the largest extent, and in small rings 1/16 of what is in memory.
 const maxExtent = 1 << 20
 
 // Span is a stretch of a ring.
@@ -133,7 +133,7 @@ func covered(ts []Token) (matched, zeros int) {
 // has grown old while the connection was idle is given up: it would be recycled
 // soon, and guard has passed it.
 func (w *Writer) place(n int) (s [2]Span) {
-	if w.next+w.h.tx.size/2 < w.h.tx.head.Load() {
+	if w.next+w.h.tx.mem/2 < w.h.tx.head.Load() {
 		w.next = w.end
 	}
 	rest := int(w.end - w.next)
@@ -143,7 +143,7 @@ func (w *Writer) place(n int) (s [2]Span) {
 		return s
 	}
 	size := max(w.grow, (n-rest+pageSize-1)/pageSize*pageSize)
-	w.grow = min(2*size, maxExtent, int(w.h.size/16))
+	w.grow = min(2*size, maxExtent, int(w.h.tx.mem/16))
 	pos := w.h.extent(size, w.owner)
 	switch {
 	case rest == 0 || pos == w.end:
@@ -211,6 +211,9 @@ func (w *Writer) release(r *record) {
 	tx := w.h.tx
 	for _, s := range r.spans {
 		eachPage(s.Pos, s.Len, func(page uint64, from, to int) {
+			if page < tx.resident() {
+				return // what the disk has was written without it
+			}
 			tx.update(page, w.owner, func(o word) word {
 				if from > o.acked() {
 					return o // dropped before: stays out
@@ -218,6 +221,10 @@ func (w *Writer) release(r *record) {
 				return newWord(w.owner, to, o.filled())
 			})
 		})
+		if s.Len > 0 {
+			tx.tier.mark(s.Pos)
+			tx.tier.mark(s.Pos + uint64(s.Len) - 1)
+		}
 	}
 }
 
@@ -252,6 +259,7 @@ func (w *Writer) Drop(r Ring, s Span) {
 			return
 		}
 		p.CompareAndSwap(uint64(old), uint64(newWord(0, 0, 0)))
+		ring.tier.mark(page)
 	})
 }
 

@@ -13,8 +13,10 @@ import (
 // new one needs a decision here.
 var imports = map[string][]string{
 	"stitch/compress":                      {},
-	"stitch/dedupe":                        {"stitch/dedupe/accord"},
+	"stitch/dedupe":                        {"stitch/dedupe/accord", "stitch/dedupe/store"},
 	"stitch/dedupe/accord":                 {},
+	"stitch/dedupe/store":                  {"stitch/dedupe/accord"},
+	"stitch/dedupe/store/storetest":        {"stitch/dedupe/store"},
 	"stitch/tunnel/config":                 {},
 	"stitch/tunnel/netdev/super":           {},
 	"stitch/tunnel/netdev":                 {"stitch/tunnel/netdev/super"},
