@@ -36,7 +36,10 @@ func (b *bench) all() error {
 			return err
 		}
 	}
-	return b.matching()
+	if err := b.matching(); err != nil {
+		return err
+	}
+	return b.links()
 }
 
 // skip says that a case is left out.

@@ -15,6 +15,7 @@ type comparison struct {
 	prior []string // sent before, one after the other
 	seeds []string // in both sites' history before anything is sent
 	patch string   // the file zstd refers to; none if empty
+	link  float64  // bytes a second; 0: unknown
 	aims  []aim
 }
 

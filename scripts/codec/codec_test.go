@@ -25,6 +25,7 @@ func sample() *Report {
 	rep := &Report{
 		Zstd: "zstd 1.5.4", Go: "go1.26", Runs: 3, Rows: []Row{good, bad},
 		Matching: []Matching{{Data: "a1", Bytes: 214e6, Fresh: 1100, Repeated: 2900, Index: 0.031}},
+		Links:    []Link{newLink(100, 214e6, good.Ours), newLink(10_000, 214e6, good.Ours)},
 		Skipped:  []string{"log left out: no reason"},
 	}
 	for _, a := range []aim{{bytes: 1}, {speed: 5}, {ratio: 2000}, {ratio: 2}, {extra: 0.001}} {

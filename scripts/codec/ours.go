@@ -22,7 +22,7 @@ func ours(c *comparison) (Side, estimate.Result, error) {
 	if err != nil {
 		return Side{}, r, err
 	}
-	s, err := estimate.New(estimate.Config{History: max(2*in, 256<<20), Expect: in, CPU: estimate.ProcessCPU})
+	s, err := estimate.New(estimate.Config{History: max(2*in, 256<<20), Expect: in, Link: c.link, CPU: estimate.ProcessCPU})
 	if err != nil {
 		return Side{}, r, err
 	}

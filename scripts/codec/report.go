@@ -18,6 +18,7 @@ type Report struct {
 	Runs     int        `json:"runs"`
 	Rows     []Row      `json:"rows"`
 	Matching []Matching `json:"matching"`
+	Links    []Link     `json:"links"`
 	Aims     []Aim      `json:"aims"`
 	Skipped  []string   `json:"skipped,omitempty"`
 }
@@ -110,6 +111,13 @@ func (rep *Report) print(w io.Writer) error {
 	}
 	for _, m := range rep.Matching {
 		line(kB(m.Bytes), fmt.Sprintf("%.0f", m.Fresh), fmt.Sprintf("%.0f", m.Repeated), fmt.Sprintf("%.1f%%", 100*m.Index), "  "+m.Data)
+	}
+	if len(rep.Links) > 0 {
+		line("\nCOLD OVER A LINK, kB", "OUT kB", "ENC MB/s", "DEC MB/s", "PLAIN", "STITCH", "  LINK")
+	}
+	for _, l := range rep.Links {
+		line(kB(l.Bytes), kB(l.Ours.Bytes), fmt.Sprintf("%.0f", mbs(l.Bytes, l.Ours.Encode)), fmt.Sprintf("%.0f", mbs(l.Bytes, l.Ours.Decode)),
+			fmt.Sprintf("%.2f s", l.Plain), fmt.Sprintf("%.2f s", l.Stitch), fmt.Sprintf("  %.0f Mbit/s", l.Mbit))
 	}
 	if err := t.Flush(); err != nil {
 		return err
