@@ -11,7 +11,7 @@ RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control dn
 # Packages that can rewrite their golden files.
 GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
 
-.PHONY: help build test setup-test setup-demo setup-codec check race demo codec-bench fuzz bench golden clean
+.PHONY: help build test setup-test setup-demo setup-codec check race demo codec-bench packets fuzz bench golden clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -42,6 +42,10 @@ demo: setup-demo build ## show the mission: move a live virtual machine there an
 codec-bench: setup-codec ## hold the codec against zstd on the data in build/corpus
 	go build -trimpath -buildvcs=false -o build/stitch-codec ./scripts/codec
 	build/stitch-codec -json build/codec.json
+
+packets: ## packets through stitch, wireguard-go, VXLAN and OpenVPN, in one run (sudo)
+	go build -trimpath -buildvcs=false -o build/stitch-packets ./scripts/packets
+	build/stitch-packets -json build/packets.json
 
 fuzz: ## run every fuzz target for FUZZTIME (30s) each
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
