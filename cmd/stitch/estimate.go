@@ -22,18 +22,21 @@ func estimateCommand() *cli.Command {
 		Description: "Runs each FILE (- is standard input) through the codec of a sending and of a\n" +
 			"receiving site on this machine, one connection after the other, and checks every\n" +
 			"byte. All files share one history, so give a file twice, or what was sent last\n" +
-			"week and what is sent today, to see what repeats. Needs no rights and no network.\n\n" +
+			"week and what is sent today, to see what repeats. With --history the history\n" +
+			"stays in DIR for the next run. Needs no rights and no network.\n\n" +
 			"Speeds are input bytes for each second of one processor (10^6 bytes); OUT is all\n" +
 			"that the two sites would hand to TCP. With --link the codec works as hard as that\n" +
 			"rate leaves time for; without, as hard as it can at 100 MB/s of input.\n\n" +
 			"Examples:\n" +
 			"  stitch estimate monday.dump tuesday.dump\n" +
 			"  stitch estimate --link 100mbit --seed golden-image.raw vm.raw\n" +
-			"  tar c /srv | stitch estimate --json -",
+			"  tar c /srv | stitch estimate --json -\n" +
+			"  stitch estimate --history /var/tmp/estimate monday.dump   # and on Tuesday again",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "link", Usage: "`RATE` of the link between the sites (45mbit, 1gbit)"},
 			&cli.StringSliceFlag{Name: "seed", Usage: "`FILE` that both sites have in their history already, not counted; may be repeated"},
-			&cli.StringFlag{Name: "history-size", Usage: "`SIZE` of the history, such as 1GiB (default: twice the files, at most a quarter of the free memory)"},
+			&cli.StringFlag{Name: "history", Usage: "keep the history of both sites in `DIR` between runs, readable by you only"},
+			&cli.StringFlag{Name: "history-size", Usage: "`SIZE` of the history, such as 1GiB (default: twice the files, at most a quarter of the free memory; with --history at least 4GiB)"},
 			&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 		},
 		Action: runEstimate,
@@ -54,15 +57,22 @@ func runEstimate(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	history, err := historySize(c.String("history-size"), in.size)
+	cfg, err := estimateConfig(c.String("history"), c.String("history-size"), in.size)
 	if err != nil {
 		return err
 	}
-	s, err := estimate.New(estimate.Config{History: history, Expect: in.size, Link: float64(link) / 8, CPU: estimate.ProcessCPU})
+	cfg.Link = float64(link) / 8
+	s, err := estimate.New(cfg)
+	if errors.Is(err, estimate.ErrStore) {
+		return hint{refusal{err}, "give another directory with --history, or none"}
+	}
 	if err != nil {
 		return err
 	}
 	rep, err := in.run(s, link, newProgress(c.App.ErrWriter, in.size))
+	for _, alarm := range s.Alarms() {
+		fmt.Fprintf(c.App.ErrWriter, "stitch: history: %s\n", alarm)
+	}
 	if err = errors.Join(err, s.Close()); err != nil {
 		return err
 	}
@@ -89,35 +99,45 @@ func parseLink(s string) (int64, error) {
 	return rate, nil
 }
 
-// Bounds of the history by default: what an agent has by default, and a part
-// of the free memory, because both sites have one here.
+// Bounds of the history by default: what an agent has by default, what it may
+// grow to on disk, and a part of the free memory, because both sites have one
+// here.
 const (
 	leastHistory = 256 << 20
+	diskHistory  = 4 << 30
 	memoryPart   = 4
+
+	minHistory, maxHistory = 1 << 20, 64 << 30 // what a history can be
 )
 
-// historySize reads --history-size, or chooses: so much that no part of the
-// input (bytes; -1 if unknown) is about to be forgotten, if the memory allows.
-func historySize(s string, input int64) (int64, error) {
-	if s != "" {
-		n, err := config.ParseSize(s)
-		switch {
-		case err != nil:
-			return 0, refuse("--history-size: %w", err)
-		case n < 1<<20 || n > 1<<40:
-			return 0, refuse("--history-size %s is out of range: use 1MiB to 1TiB", s)
-		}
-		return n, nil
-	}
+// estimateConfig sizes the history, in dir if that is not "": as size says, or
+// so that no part of the input (bytes; -1 if unknown) is about to be forgotten,
+// if the memory allows.
+func estimateConfig(dir, size string, input int64) (estimate.Config, error) {
+	cfg := estimate.Config{Dir: dir, Expect: input, CPU: estimate.ProcessCPU}
 	free, err := freeMemory()
 	if err != nil {
-		return 0, err
+		return cfg, err
 	}
-	most := free / memoryPart
-	if input < 0 || input > most/2 {
-		return max(most, leastHistory), nil
+	most := max(free/memoryPart, leastHistory)
+	cfg.History = most
+	if input >= 0 && input < most/2 {
+		cfg.History = max(2*input, leastHistory)
 	}
-	return max(2*input, leastHistory), nil
+	if dir != "" {
+		cfg.Memory = most
+		cfg.History = max(cfg.History, min(input, maxHistory/4)*4, diskHistory)
+	}
+	if size != "" {
+		cfg.History, err = config.ParseSize(size)
+		switch {
+		case err != nil:
+			return cfg, refuse("--history-size: %w", err)
+		case cfg.History < minHistory || cfg.History > maxHistory:
+			return cfg, refuse("--history-size %s is out of range: use 1MiB to 64GiB", size)
+		}
+	}
+	return cfg, nil
 }
 
 // freeMemory is the bytes that the kernel would give to programs now.

@@ -93,7 +93,7 @@ func (in *inputs) run(s *estimate.Session, link int64, bar *progress) (*estimate
 		}
 	}
 	rep := estimate.NewReport(in.names, results, s.History(), link)
-	rep.SeedBytes = seeded
+	rep.SeedBytes, rep.KeptBytes = seeded, s.Kept()
 	var err error
 	rep.PeakRSS, err = estimate.PeakRSS()
 	return rep, err

@@ -171,24 +171,58 @@ func TestEstimateReadFails(t *testing.T) {
 	}
 }
 
-func TestHistorySize(t *testing.T) {
+func TestEstimateConfig(t *testing.T) {
 	free, err := freeMemory()
 	if err != nil || free < 1<<20 {
 		t.Fatal(free, err)
 	}
+	part := max(leastHistory, free/2)
 	for _, c := range []struct {
-		flag   string
-		input  int64
-		lo, hi int64
+		dir, size string
+		input     int64
+		lo, hi    int64
 	}{
-		{"2GiB", 1, 2 << 30, 2 << 30},
-		{"", 1, leastHistory, leastHistory},
-		{"", 1 << 60, leastHistory, max(leastHistory, free/2)},
-		{"", -1, leastHistory, max(leastHistory, free/2)},
+		{"", "2GiB", 1, 2 << 30, 2 << 30},
+		{"", "", 1, leastHistory, leastHistory},
+		{"", "", 1 << 60, leastHistory, part},
+		{"", "", -1, leastHistory, part},
+		{"d", "", 1, diskHistory, diskHistory},
+		{"d", "", 2 << 30, 8 << 30, 8 << 30},
+		{"d", "", 1 << 60, maxHistory, maxHistory},
+		{"d", "", -1, diskHistory, max(diskHistory, part)},
+		{"d", "1MiB", 1, 1 << 20, 1 << 20},
 	} {
-		if n, err := historySize(c.flag, c.input); err != nil || n < c.lo || n > c.hi {
-			t.Errorf("%q, %d bytes: %d, %v", c.flag, c.input, n, err)
+		cfg, err := estimateConfig(c.dir, c.size, c.input)
+		if n := cfg.History; err != nil || n < c.lo || n > c.hi || cfg.Dir != c.dir || cfg.Expect != c.input || (cfg.Memory > 0) != (c.dir != "") {
+			t.Errorf("%+v: %+v, %v", c, cfg, err)
 		}
+	}
+}
+
+// TestEstimateKeeps: what one run sent is there in the next, and only there.
+func TestEstimateKeeps(t *testing.T) {
+	one, two := estimateFiles(t)
+	dir := filepath.Join(t.TempDir(), "history")
+	_, cold := estimateJSON(t, "--history", dir, "--history-size", "16MiB", one)
+	fields, warm := estimateJSON(t, "--history", dir, "--history-size", "16MiB", two)
+	if warm[0].Out > cold[0].Out/50 || fields["kept_bytes"] == nil {
+		t.Errorf("the second run: %+v of %v, the first %+v", warm, fields["kept_bytes"], cold)
+	}
+	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	_, other := estimateJSON(t, "--history", dir+"2", "--history-size", "16MiB", two)
+	if other[0].Out < cold[0].Out/2 {
+		t.Errorf("another directory: %+v", other)
+	}
+}
+
+// TestEstimateNoStore: a history that cannot be kept is refused, not forgotten.
+func TestEstimateNoStore(t *testing.T) {
+	one, _ := estimateFiles(t)
+	code, stdout, stderr := stitch("estimate", "--history", one, "--history-size", "16MiB", one)
+	if code != 2 || stdout != "" || !strings.HasPrefix(stderr, "stitch: estimate: the history cannot be kept: ") || !strings.HasSuffix(stderr, "stitch: give another directory with --history, or none\n") {
+		t.Errorf("a file as directory: %d %q%q", code, stdout, stderr)
 	}
 }
 

@@ -59,6 +59,7 @@ type Session struct {
 	sender, receiver *dedupe.History
 	shop             *block.Shop
 	lastID           uint64
+	kept             int64 // bytes of an earlier session
 	meeting          int64 // bytes that crossed before the first connection was ready
 }
 
@@ -82,6 +83,11 @@ func New(cfg Config) (*Session, error) {
 	if err := s.meet(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if cfg.Dir != "" {
+		if err := s.load(); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	s.sender.Touch(dedupe.Sent, cfg.Expect)
 	s.receiver.Touch(dedupe.Received, cfg.Expect)
 	return s, nil
@@ -92,12 +98,17 @@ func New(cfg Config) (*Session, error) {
 func (s *Session) meet() error {
 	own, peer := s.sender.Summary(), s.receiver.Summary()
 	s.meeting = int64(2*frameHeader + len(own) + len(peer))
-	if _, err := s.sender.Agree(own, peer); err != nil {
+	a, err := s.sender.Agree(own, peer)
+	if err != nil {
 		return err
 	}
-	_, err := s.receiver.Agree(peer, own)
+	s.kept = a.Sent
+	_, err = s.receiver.Agree(peer, own)
 	return err
 }
+
+// Kept is the bytes of an earlier session that are still there.
+func (s *Session) Kept() int64 { return s.kept }
 
 // Close ends the stores; what they hold is there for the next session.
 func (s *Session) Close() error {

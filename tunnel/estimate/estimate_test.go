@@ -209,3 +209,34 @@ func TestDamage(t *testing.T) {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
+
+// TestKeep: a second session on the same directory finds what the first sent;
+// a directory that is in use, or none at all, is an error.
+func TestKeep(t *testing.T) {
+	dir, data := t.TempDir(), blocktest.Random(1, 3<<20)
+	send(t, open(t, Config{}), data) // elsewhere
+	for i, want := range []int64{0, 3 << 20} {
+		s, err := New(Config{History: history, Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Kept() < want || want == 0 && s.Kept() > 0 {
+			t.Errorf("session %d: %d bytes kept", i, s.Kept())
+		}
+		if r := send(t, s, data); r.Matched != want {
+			t.Errorf("session %d: %+v", i, r)
+		}
+		if _, err := New(Config{History: history, Dir: dir}); !errors.Is(err, ErrStore) {
+			t.Errorf("a directory in use: %v", err)
+		}
+		if alarms := s.Alarms(); len(alarms) != 0 {
+			t.Errorf("alarms %q", alarms)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(Config{History: history, Dir: "/dev/null"}); !errors.Is(err, ErrStore) {
+		t.Errorf("no directory: %v", err)
+	}
+}

@@ -41,6 +41,7 @@ type Report struct {
 	Files        []File `json:"files"`
 	Total        File   `json:"total"`
 	SeedBytes    int64  `json:"seed_bytes,omitempty"` // put in the history first
+	KeptBytes    int64  `json:"kept_bytes,omitempty"` // were there from an earlier run
 	HistoryBytes int64  `json:"history_bytes"`        // of each agent, each direction
 	Link         int64  `json:"link_bits,omitempty"`  // bits per second; 0: none given
 	PeakRSS      int64  `json:"peak_rss_bytes"`       // of both agents together
@@ -119,6 +120,9 @@ func (rep *Report) notes() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nEvery byte came out of the decoder as it went in. MB/s: input for each second of one processor.\n")
 	fmt.Fprintf(&b, "History: %d MiB for each direction; peak memory of both sites together: %s.\n", rep.HistoryBytes>>20, bytesText(rep.PeakRSS))
+	if rep.KeptBytes > 0 {
+		fmt.Fprintf(&b, "%s of it were there from earlier runs.\n", bytesText(rep.KeptBytes))
+	}
 	if rep.SeedBytes+rep.Total.BytesIn > rep.HistoryBytes/8*7 {
 		fmt.Fprintf(&b, "The files are larger than the history: what was sent first was forgotten. A larger --history-size may find more.\n")
 	}

@@ -25,7 +25,7 @@ func sample() *Report {
 		{Out: 289},
 		{In: 223_000_000, Out: 100_000, Matched: 223_000_000, Resent: 1},
 	}, 256<<20, 100e6)
-	rep.SeedBytes, rep.PeakRSS = 1_000_000, 700_000_000
+	rep.SeedBytes, rep.KeptBytes, rep.PeakRSS = 1_000_000, 2_000_000, 700_000_000
 	return rep
 }
 
