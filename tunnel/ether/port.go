@@ -336,7 +336,7 @@ type announcer struct {
 
 // run does what is due until the port is closed.
 func (a *announcer) run() {
-	timer := time.NewTimer(tickEvery)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {

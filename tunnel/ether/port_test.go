@@ -96,6 +96,7 @@ func (f *fakeTAP) fail(err error) {
 
 // fakeLink keeps copies of the frames sent.
 type fakeLink struct {
+	mu     sync.Mutex
 	frames [][]byte
 	refuse bool
 }
@@ -104,6 +105,8 @@ func (f *fakeLink) SendFrame(segment uint16, frame []byte, _ super.Header) bool 
 	if segment != 100 {
 		panic("wrong segment")
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if !f.refuse {
 		f.frames = append(f.frames, bytes.Clone(frame))
 	}
@@ -131,11 +134,16 @@ func start(t *testing.T, static ...StaticMAC) *rig {
 		OnAnnounce: func(a Announcement) { r.announced = append(r.announced, a) },
 		Log:        slog.New(slog.NewTextHandler(&r.log, nil)),
 	})
+	r.run(t)
+	return r
+}
+
+// run starts the port; the caller stops it.
+func (r *rig) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r.cancel = cancel
 	go func() { r.ended <- r.Run(ctx) }()
 	synctest.Wait()
-	return r
 }
 
 func (r *rig) fromLAN(frame []byte) {
