@@ -1,11 +1,17 @@
 package tunnel_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stitch/tunnel/ether"
 	"stitch/tunnel/lab"
@@ -88,4 +94,93 @@ func TestE2ESilentHost(t *testing.T) {
 		return l.Command("s2", "ping", "-c1", "-W1", "10.1.0.11").Run() == nil
 	})
 	t.Logf("reached after %v; %d searches", time.Since(start).Round(time.Millisecond), segmentStats(t, l, "e2").Queries)
+}
+
+// TestE2EVLAN sends tagged frames through real TAPs: those of a listed VLAN
+// cross with their tags, others do not.
+func TestE2EVLAN(t *testing.T) {
+	l := world(t, lab.Options{Edit: func(_, toml string) string {
+		return strings.Replace(toml, "[[segment]]\n", "[[segment]]\nvlans = [10]\n", 1)
+	}})
+	src, dst := rawSocket(t, l, "s1"), rawSocket(t, l, "s2")
+	for _, c := range []struct {
+		name string
+		tags []byte // behind the addresses
+		want bool
+	}{
+		{"untagged", nil, true},
+		{"VLAN 10", []byte{0x81, 0, 0x60, 10}, true},
+		{"VLAN 11", []byte{0x81, 0, 0, 11}, false},
+		{"VLAN 10 of a provider, VLAN 77 inside", []byte{0x88, 0xa8, 0, 10, 0x81, 0, 0, 77}, true},
+		{"VLAN 10 again", []byte{0x81, 0, 0, 10}, true},
+	} {
+		frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0x53, 0x54, 0x01, 0x00, 0x11}, c.tags...)
+		frame = append(append(frame, 0x88, 0xb5), []byte(c.name)...)
+		frame = append(frame, make([]byte, 64)...)
+		if _, err := unix.Write(src, frame); err != nil {
+			t.Fatal(err)
+		}
+		if got := receiveTagged(t, dst, c.name); (got != nil) != c.want || c.want && !bytes.Equal(got, frame) {
+			t.Errorf("%s: arrived as %x, sent %x", c.name, got, frame)
+		}
+	}
+}
+
+// rawSocket opens a packet socket on a host's eth0.
+func rawSocket(t *testing.T, l *lab.Lab, host string) (fd int) {
+	t.Helper()
+	ns, err := l.Namespace(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = ns.Do(func() (err error) {
+		const all = 0x0300 // ETH_P_ALL in network order
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK, all); err != nil {
+			return err
+		}
+		dev, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+			return err
+		}
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: dev.Index})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// receiveTagged waits up to a second for the frame with mark in it and returns
+// it with the tag that the kernel took off; nil: it did not come.
+func receiveTagged(t *testing.T, fd int, mark string) []byte {
+	t.Helper()
+	buf, oob := make([]byte, 2048), make([]byte, 256)
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, 0)
+		if err != nil {
+			time.Sleep(5 * time.Millisecond)
+			continue
+		}
+		if !bytes.Contains(buf[:n], []byte(mark)) {
+			continue
+		}
+		frame := bytes.Clone(buf[:n])
+		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			// struct tpacket_auxdata: status and two lengths u32, two offsets, TCI and TPID u16.
+			if native := binary.NativeEndian; native.Uint32(m.Data)&unix.TP_STATUS_VLAN_VALID != 0 {
+				tag := binary.BigEndian.AppendUint16(nil, native.Uint16(m.Data[18:]))
+				frame = slices.Concat(frame[:12], binary.BigEndian.AppendUint16(tag, native.Uint16(m.Data[16:])), frame[12:])
+			}
+		}
+		return frame
+	}
+	return nil
 }
