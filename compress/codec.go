@@ -12,9 +12,10 @@ type Codec uint8
 
 // The codecs.
 const (
-	Raw  Codec = 0 // the bytes themselves
-	S2   Codec = 1 // one S2 block, without stream framing
-	Zstd Codec = 2 // one zstd frame with its content size, without checksum
+	Raw     Codec = 0 // the bytes themselves
+	S2      Codec = 1 // one S2 block, without stream framing
+	Zstd    Codec = 2 // one zstd frame with its content size, without checksum
+	Carried Codec = 3 // whole zstd blocks that go on in the stream's frame
 )
 
 // String returns the codec's name.
@@ -26,6 +27,8 @@ func (c Codec) String() string {
 		return "s2"
 	case Zstd:
 		return "zstd"
+	case Carried:
+		return "zstd carried"
 	}
 	return fmt.Sprintf("codec(%d)", uint8(c))
 }
@@ -39,7 +42,12 @@ const (
 	Fast                  // S2, about 700 MB/s
 	Balanced              // zstd fastest, about 240 MB/s
 	Strong                // zstd default, about 200 MB/s
+	Extreme               // zstd better, about 95 MB/s
 )
+
+// levels is how many there are. klauspost's strongest level has produced wrong
+// output in several releases and is none of them.
+const levels = 5
 
 // MaxBlock is the most bytes a block may decode to. It bounds the window and
 // so the memory of every encoder and decoder.

@@ -12,7 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-var levels = []Level{Store, Fast, Balanced, Strong}
+var allLevels = []Level{Store, Fast, Balanced, Strong, Extreme}
 
 // sample returns n bytes: repeated short words, or random ones.
 func sample(r *rand.Rand, n int) []byte {
@@ -29,11 +29,11 @@ func sample(r *rand.Rand, n int) []byte {
 
 func TestRoundTrip(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	p := NewPool(2)
+	p := NewPool(2, 2)
 	for i := range 2000 {
 		n := r.IntN(1 << r.IntN(18))
 		src := sample(r, n)
-		l := levels[i%len(levels)]
+		l := allLevels[i%len(allLevels)]
 		prefix := []byte("prefix")
 		enc, c := p.Encode(bytes.Clone(prefix), src, l)
 		if !bytes.HasPrefix(enc, prefix) || len(enc)-len(prefix) > MaxLen(n) {
@@ -50,9 +50,9 @@ func TestRoundTrip(t *testing.T) {
 }
 
 func TestEncodeSaves(t *testing.T) {
-	p := NewPool(1)
+	p := NewPool(1, 2)
 	src := bytes.Repeat([]byte("all work and no play makes jack a dull boy. "), 1000)
-	for l, want := range map[Level]Codec{Store: Raw, Fast: S2, Balanced: Zstd, Strong: Zstd} {
+	for l, want := range map[Level]Codec{Store: Raw, Fast: S2, Balanced: Zstd, Strong: Zstd, Extreme: Zstd} {
 		enc, c := p.Encode(nil, src, l)
 		if c != want || want != Raw && len(enc)*5 > len(src) {
 			t.Errorf("level %d: codec %v, %d bytes", l, c, len(enc))
@@ -77,7 +77,7 @@ func bombs() map[string][]byte {
 }
 
 func TestBombs(t *testing.T) {
-	p := NewPool(1)
+	p := NewPool(1, 2)
 	enc, c := p.Encode(nil, make([]byte, 1000), Strong) // makes the decoder
 	if _, err := p.Decode(nil, enc, c, 1000); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestBombs(t *testing.T) {
 }
 
 func TestDecodeUnknownCodec(t *testing.T) {
-	if _, err := NewPool(0).Decode(nil, nil, 3, 0); !errors.Is(err, ErrCorrupt) {
+	if _, err := NewPool(0, 2).Decode(nil, nil, 3, 0); !errors.Is(err, ErrCorrupt) {
 		t.Error(err)
 	}
 	for c, want := range map[Codec]string{Raw: "raw", S2: "s2", Zstd: "zstd", 9: "codec(9)"} {
@@ -186,11 +186,11 @@ func TestGateFailing(t *testing.T) {
 }
 
 func TestEncodeAllocs(t *testing.T) {
-	p := NewPool(1)
+	p := NewPool(1, 2)
 	src := bytes.Repeat([]byte("0123456789abcdef-"), 4000)
 	dst := make([]byte, 0, ScratchLen(len(src)))
 	out := make([]byte, 0, len(src))
-	for _, l := range levels {
+	for _, l := range allLevels {
 		n := testing.AllocsPerRun(20, func() {
 			enc, c := p.Encode(dst, src, l)
 			if _, err := p.Decode(out, enc, c, len(src)); err != nil {
@@ -204,8 +204,8 @@ func TestEncodeAllocs(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	p := NewPool(1)
-	for _, l := range levels {
+	p := NewPool(1, 2)
+	for _, l := range allLevels {
 		enc, c := p.Encode(nil, bytes.Repeat([]byte("seed"), 100), l)
 		f.Add(enc, uint8(c), 400)
 	}

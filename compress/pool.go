@@ -12,30 +12,45 @@ import (
 // Pool encodes and decodes blocks with a fixed number of zstd encoders and
 // decoders, made when first needed and shared by everyone who holds the Pool.
 // It is safe for concurrent use; a caller beyond the number waits for a free
-// one, so memory is bounded: about 4 MiB for each of the width.
+// one, so memory is bounded: for each of the width about 4 MiB a level, and
+// for each context about 13 MiB here and 5 MiB at the peer.
 type Pool struct {
-	fast, strong func() *zstd.Encoder
-	decoder      func() *zstd.Decoder
+	levels  [levels]func() *zstd.Encoder // of single blocks; nil: not zstd
+	decoder func() *zstd.Decoder
+
+	mu                 sync.Mutex
+	contexts           int // the most encoders in use at once
+	encoding, decoding int
+	encoders           []*Encoder // idle
+	decoders           []*Decoder
 }
 
 // NewPool returns a pool of the given width (how many calls may run at once),
-// at least 1.
-func NewPool(width int) *Pool {
+// at least 1, and with at most so many contexts.
+func NewPool(width, contexts int) *Pool {
 	width = max(width, 1)
-	return &Pool{
-		fast:    sync.OnceValue(func() *zstd.Encoder { return newEncoder(width, zstd.SpeedFastest) }),
-		strong:  sync.OnceValue(func() *zstd.Encoder { return newEncoder(width, zstd.SpeedDefault) }),
-		decoder: sync.OnceValue(func() *zstd.Decoder { return newDecoder(width) }),
+	p := &Pool{contexts: contexts}
+	for l := Balanced; l < levels; l++ {
+		p.levels[l] = sync.OnceValue(func() *zstd.Encoder { return newEncoder(width, l, MaxBlock) })
 	}
+	p.decoder = sync.OnceValue(func() *zstd.Decoder { return newDecoder(width, MaxBlock) })
+	return p
 }
 
-func newEncoder(width int, l zstd.EncoderLevel) *zstd.Encoder {
+// newEncoder returns an encoder of single blocks, if the window is MaxBlock,
+// or of a context. A context gets twice its window, else the window would be
+// moved for every 128 KiB.
+func newEncoder(width int, l Level, window int) *zstd.Encoder {
+	speed := map[Level]zstd.EncoderLevel{
+		Balanced: zstd.SpeedFastest, Strong: zstd.SpeedDefault, Extreme: zstd.SpeedBetterCompression,
+	}[l]
+	single := window == MaxBlock
 	e, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(l),
+		zstd.WithEncoderLevel(speed),
 		zstd.WithEncoderConcurrency(width),
-		zstd.WithWindowSize(MaxBlock),
-		zstd.WithLowerEncoderMem(true),
-		zstd.WithSingleSegment(true),
+		zstd.WithWindowSize(window),
+		zstd.WithLowerEncoderMem(single),
+		zstd.WithSingleSegment(single),
 		zstd.WithEncoderCRC(false))
 	if err != nil {
 		panic(err) // only wrong options fail
@@ -43,11 +58,11 @@ func newEncoder(width int, l zstd.EncoderLevel) *zstd.Encoder {
 	return e
 }
 
-func newDecoder(width int) *zstd.Decoder {
+func newDecoder(width int, window uint64) *zstd.Decoder {
 	d, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(width),
-		zstd.WithDecoderMaxMemory(MaxBlock),
-		zstd.WithDecoderMaxWindow(MaxBlock),
+		zstd.WithDecoderMaxMemory(window),
+		zstd.WithDecoderMaxWindow(window),
 		zstd.WithDecoderLowmem(true),
 		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
@@ -57,7 +72,7 @@ func newDecoder(width int) *zstd.Decoder {
 }
 
 // Encode appends src encoded at level l to dst and says with which codec. It
-// borrows src. When the level does not save at least 1/32 it appends src
+// borrows src; no block depends on another. When the level does not save at least 1/32 it appends src
 // itself as Raw, so never more than MaxLen(len(src)) bytes. src longer than
 // MaxBlock is stored.
 func (p *Pool) Encode(dst, src []byte, l Level) ([]byte, Codec) {
@@ -72,10 +87,8 @@ func (p *Pool) Encode(dst, src []byte, l Level) ([]byte, Codec) {
 		codec = S2
 		enc := s2.Encode(dst[start:start:cap(dst)][:s2.MaxEncodedLen(len(src))], src)
 		dst = dst[:start+len(enc)]
-	case Balanced:
-		dst = p.fast().EncodeAll(src, dst)
 	default:
-		dst = p.strong().EncodeAll(src, dst)
+		dst = p.levels[l]().EncodeAll(src, dst)
 	}
 	if len(dst)-start > len(src)-len(src)>>5 {
 		return append(dst[:start], src...), Raw

@@ -10,6 +10,9 @@ import (
 	"stitch/dedupe"
 )
 
+// Version is the version of the format; both ends must have the same.
+const Version = 1
+
 // MaxBlock is the most application bytes in one block.
 const MaxBlock = dedupe.MaxBlock
 
@@ -64,7 +67,7 @@ type Options struct {
 	Shop *Shop
 }
 
-// Share is what one codec did: literals and tokens in, bytes of bodies out.
+// Share is what one codec did: literals in, bytes of bodies out.
 type Share struct {
 	In  int64 `json:"in"`
 	Out int64 `json:"out"`
@@ -75,6 +78,8 @@ type Mix struct {
 	Raw  Share `json:"raw"`
 	S2   Share `json:"s2"`
 	Zstd Share `json:"zstd"`
+	// Carried is zstd that goes on from the stream's blocks before.
+	Carried Share `json:"zstd_carried"`
 }
 
 // Stats counts since creation.
@@ -85,13 +90,13 @@ type Stats struct {
 	Zero    int64 `json:"zero"`    // application bytes in runs of zeros
 	Literal int64 `json:"literal"` // application bytes carried themselves
 	Resent  int64 `json:"resent"`  // blocks sent again (encoder), missed (decoder)
-	Mix     Mix   `json:"mix"`     // encoder: how the literals and tokens were carried
+	Mix     Mix   `json:"mix"`     // encoder: how the literals were carried
 }
 
 // counters is Stats that may be read while it grows.
 type counters struct {
 	in, out, matched, zero, literal, resent atomic.Int64
-	mix                                     [3]struct{ in, out atomic.Int64 }
+	mix                                     [4]struct{ in, out atomic.Int64 } // by codec
 }
 
 func (c *counters) add(in, out, matched, zero, literal int) {
@@ -117,7 +122,7 @@ func (c *counters) load() Stats {
 	return Stats{
 		In: c.in.Load(), Out: c.out.Load(),
 		Matched: c.matched.Load(), Zero: c.zero.Load(), Literal: c.literal.Load(), Resent: c.resent.Load(),
-		Mix: Mix{Raw: c.share(compress.Raw), S2: c.share(compress.S2), Zstd: c.share(compress.Zstd)},
+		Mix: Mix{Raw: c.share(compress.Raw), S2: c.share(compress.S2), Zstd: c.share(compress.Zstd), Carried: c.share(compress.Carried)},
 	}
 }
 
@@ -129,11 +134,18 @@ type Shop struct {
 	works   sync.Pool
 }
 
+// maxContexts is how many streams of a Shop may have a compressor's context at
+// once; see Encoder.Idle.
+const maxContexts = 8
+
 // NewShop returns a Shop in which width calls of a compressor may run at once;
-// more wait. Its memory is taken when first needed: about 4 MiB for each.
+// more wait. Its memory is taken when first needed: about 12 MiB for each, and
+// 13 MiB for each of at most 8 bulk streams' contexts (5 MiB at the receiving
+// end). Both ends of a link should have a Shop for each other, since a peer may
+// use all the contexts there are.
 func NewShop(width int) *Shop {
 	return &Shop{
-		codecs:  compress.NewPool(width),
+		codecs:  compress.NewPool(width, maxContexts),
 		scratch: sync.Pool{New: func() any { return new(scratch) }},
 		works:   sync.Pool{New: func() any { return new(Work) }},
 	}
@@ -149,8 +161,9 @@ func (s *Shop) orOwn() *Shop {
 
 // scratch is the working memory of one call.
 type scratch struct {
-	lits, cols []byte
-	tokens     []dedupe.Token
+	lits   []byte
+	tokens []dedupe.Token
+	coder  rangeDecoder
 }
 
 func (s *Shop) get() *scratch  { return s.scratch.Get().(*scratch) }

@@ -15,7 +15,7 @@ import (
 
 const small = 1 << 20 // the smallest history
 
-var levels = []compress.Level{compress.Fast, compress.Balanced, compress.Strong, compress.Store}
+var levels = []compress.Level{compress.Fast, compress.Balanced, compress.Strong, compress.Extreme, compress.Store}
 
 // shop is shared by the encoders and decoders of these tests.
 var shop = block.NewShop(4)
@@ -246,12 +246,18 @@ func TestMisses(t *testing.T) {
 func TestWrongToken(t *testing.T) {
 	a := blocktest.NewAgents(small)
 	page := blocktest.Random(3, 100_000)
-	p := newPipe(t, a.A, a.B, 1)
+	// What the sender takes for the bytes at these positions are others.
+	other := blocktest.NewAgents(small)
+	p, q := newPipe(t, a.A, a.B, 1), newPipe(t, other.A, other.B, 1)
 	p.send(page, compress.Store)
 	p.drain()
+	q.send(blocktest.Random(4, 100_000), compress.Store)
+	q.drain()
+	p.dec, q.dec = q.dec, p.dec
+	q.got, q.sent = nil, nil
+	p.got, p.sent = nil, nil
 	p.send(page[:50_000], compress.Store)
-	body := p.bodies[0]
-	body[len(body)-1] ^= 8 // the last number: a source
+	p.send([]byte("and so on"), compress.Store)
 	p.drain()
 	if p.misses != 1 {
 		t.Errorf("%d misses", p.misses)
@@ -397,7 +403,7 @@ func TestHeldBound(t *testing.T) {
 			err = nil
 		}
 	}
-	if !errors.Is(err, block.ErrCorrupt) || n != block.MaxHeld/block.MaxBlock+2 {
+	if !errors.Is(err, block.ErrCorrupt) || n != block.MaxHeld/(block.MaxBlock+256)+2 {
 		t.Errorf("%d blocks: %v", n, err)
 	}
 }

@@ -17,17 +17,21 @@ type Decoder struct {
 	r      *dedupe.Reader // nil without a history
 	shop   *Shop
 	connID uint64
-	state  state  // after the last body that arrived; course: decoded
-	next   uint64 // seq of the next block to decode
+	state  state // after the last body that arrived
 	closed bool
 	count  counters
+
+	// After the last block that was decoded:
+	next    uint64 // seq of the next one
+	model   *model // nil before the first tokens
+	context *compress.Decoder
 
 	// During a repair: what is missing, and later bodies, in order.
 	missing   bool
 	wantLen   int // application bytes of the missing block
 	nack      nack
 	held      []held
-	heldBytes int // application bytes in held
+	heldBytes int // application bytes and heldCost of each
 }
 
 // NewDecoder returns a decoder; see NewEncoder. A decoder without a history
@@ -49,6 +53,9 @@ func NewDecoder(h *dedupe.History, connID uint64, shop *Shop) *Decoder {
 func (d *Decoder) Decode(dst, body []byte) (out []byte, err error) {
 	if d.closed {
 		return dst, net.ErrClosed
+	}
+	if isIdle(body) {
+		return dst, d.idle()
 	}
 	h, at, ok := parseHeader(body, &d.state)
 	if !ok || h.place != placeNone && d.r == nil {
@@ -77,6 +84,9 @@ func (d *Decoder) repair(dst []byte, h *header, rest []byte) ([]byte, error) {
 	return d.unhold(dst)
 }
 
+// heldCost is what keeping a block takes beside its bytes.
+const heldCost = 256
+
 // held is a block that arrived behind a missing one: its header and the rest
 // of its body, from the sum on.
 type held struct {
@@ -85,11 +95,11 @@ type held struct {
 }
 
 func (d *Decoder) hold(h *header, rest []byte) error {
-	if d.heldBytes+h.n > MaxHeld {
+	if d.heldBytes+heldCost+h.n > MaxHeld {
 		return fmt.Errorf("%w: more than %d bytes behind a missing block", ErrCorrupt, MaxHeld)
 	}
 	d.held = append(d.held, held{*h, slices.Clone(rest)})
-	d.heldBytes += h.n
+	d.heldBytes += heldCost + h.n
 	return nil
 }
 
@@ -99,9 +109,14 @@ func (d *Decoder) unhold(dst []byte) ([]byte, error) {
 	kept := d.held
 	for i := range kept {
 		h := &kept[i].header
-		d.heldBytes -= h.n
+		d.heldBytes -= heldCost + h.n
 		var err error
-		if dst, err = d.decode(dst, h, kept[i].rest); err != nil {
+		if h.n == 0 {
+			err = d.idle()
+		} else {
+			dst, err = d.decode(dst, h, kept[i].rest)
+		}
+		if err != nil {
 			d.held = slices.Delete(kept, 0, i+1)
 			return dst, err
 		}
@@ -122,7 +137,7 @@ func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
 	}
 	app := out[start:]
 	if h.sum(app, d.connID) != want {
-		if len(s.tokens) == 0 {
+		if len(s.tokens) == 0 && h.lits == compress.Raw {
 			return dst, fmt.Errorf("%w: checksum", ErrCorrupt)
 		}
 		return dst, d.miss(h, s.tokens)
@@ -139,17 +154,18 @@ func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
 }
 
 // rebuild appends the application's bytes, not yet checked, and leaves the
-// tokens in s.
+// tokens in s. The sections go on from those of the block before: they are
+// read before anything can be found missing.
 func (d *Decoder) rebuild(dst []byte, h *header, sections []byte, s *scratch) ([]byte, error) {
 	s.tokens = s.tokens[:0]
-	if h.tokens == 0 {
+	if h.form == formNone {
 		return d.expand(dst, sections, h, h.n)
 	}
-	section, lits, err := d.tokens(h, sections, s)
+	lits, err := d.tokens(h, sections[:h.section], s)
 	if err != nil {
 		return dst, err
 	}
-	if s.lits, err = d.expand(s.lits[:0], section, h, lits); err != nil {
+	if s.lits, err = d.expand(s.lits[:0], sections[h.section:], h, lits); err != nil {
 		return dst, err
 	}
 	out, missed, err := d.r.Rebuild(slices.Grow(dst, h.n), s.tokens, s.lits)
@@ -159,37 +175,58 @@ func (d *Decoder) rebuild(dst []byte, h *header, sections []byte, s *scratch) ([
 	return out, err
 }
 
-// tokens leaves the tokens in s and returns the literal section and how many
-// literals it holds.
-func (d *Decoder) tokens(h *header, sections []byte, s *scratch) (section []byte, lits int, err error) {
-	cols := sections
-	packed := h.form == byte(compress.S2) || h.form == byte(compress.Zstd)
-	if packed {
-		s.cols, err = d.shop.codecs.Decode(s.cols[:0], sections[:h.compCols], compress.Codec(h.form), h.rawCols)
-		if err != nil {
-			return nil, 0, fmt.Errorf("%w: tokens: %w", ErrCorrupt, err)
-		}
-		cols = s.cols
+// tokens leaves the tokens in s and returns how many literals they take.
+func (d *Decoder) tokens(h *header, section []byte, s *scratch) (lits int, err error) {
+	if d.model == nil {
+		d.model = newModel()
 	}
-	r := reader{buf: cols}
+	if h.form == formRun {
+		s.tokens = append(s.tokens, d.model.run(h.n, h.off))
+		return 0, nil
+	}
 	var ok bool
-	s.tokens, lits, ok = d.state.course.parseTokens(s.tokens, &r, h)
-	if !ok || packed && r.at != len(cols) {
-		return nil, 0, fmt.Errorf("%w: tokens", ErrCorrupt)
+	s.coder.begin(section)
+	if s.tokens, lits, ok = d.model.parse(&s.coder, s.tokens, h.n, h.off); !ok {
+		return 0, fmt.Errorf("%w: tokens", ErrCorrupt)
 	}
-	if packed {
-		return sections[h.compCols:], lits, nil
-	}
-	return sections[r.at:], lits, nil
+	return lits, nil
 }
 
 // expand appends the n literal bytes.
-func (d *Decoder) expand(dst, section []byte, h *header, n int) ([]byte, error) {
-	dst, err := d.shop.codecs.Decode(dst, section, h.lits, n)
+func (d *Decoder) expand(dst, section []byte, h *header, n int) (out []byte, err error) {
+	if h.lits == compress.Carried {
+		if d.context == nil {
+			d.context = d.shop.codecs.Decoder()
+		}
+		if d.context == nil {
+			return dst, fmt.Errorf("%w: too many contexts", ErrCorrupt)
+		}
+		out, err = d.context.Append(dst, section, n)
+	} else {
+		out, err = d.shop.codecs.Decode(dst, section, h.lits, n)
+	}
 	if err != nil {
 		return dst, fmt.Errorf("%w: literals: %w", ErrCorrupt, err)
 	}
-	return dst, nil
+	return out, nil
+}
+
+// isIdle says whether body only ends the compressor's context.
+func isIdle(body []byte) bool {
+	return len(body) == 2 && body[0] == byte(compress.Carried) && body[1] == 0
+}
+
+// idle gives up the context: at once, or in its turn behind what is kept.
+func (d *Decoder) idle() error {
+	if d.missing {
+		return d.hold(&header{}, nil)
+	}
+	if d.context == nil {
+		return fmt.Errorf("%w: no context to end", ErrCorrupt)
+	}
+	d.shop.codecs.ReleaseDecoder(d.context)
+	d.context = nil
+	return nil
 }
 
 // miss begins a repair: block d.next is wanted again; bad could not be used.
@@ -233,6 +270,8 @@ func (d *Decoder) AppendNack(dst []byte) []byte {
 func (d *Decoder) Close() {
 	d.closed = true
 	d.held = nil
+	d.shop.codecs.ReleaseDecoder(d.context)
+	d.context = nil
 }
 
 // Stats returns the counters.

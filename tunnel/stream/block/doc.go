@@ -6,15 +6,16 @@
 //
 // # Format
 //
-// All numbers are unsigned varints unless said otherwise. Both ends keep, from
-// the blocks of the connection so far: how many there were (seq of the next,
-// from 0), their application bytes (off), where the last one ended in the
-// sender's ring (end), both heads, and the course: the ring (0 at first) and
-// for each ring position - off of the last source (0 at first). A block body
-// is
+// This is format version 1 (Version). All numbers are unsigned varints unless
+// said otherwise. Both ends keep, from the blocks of the connection so far: how
+// many there were (seq of the next, from 0), their application bytes (off),
+// where the last one ended in the sender's ring (end), both heads, the token
+// model and the compressor's context. A block body is
 //
-//	flags     1 byte: bits 0-1 codec of the literals (0 raw, 1 S2, 2 zstd)
-//	          bits 2-3 tokens (a codec, or 3: the block is one match in step)
+//	flags     1 byte: bits 0-1 codec of the literals (0 raw, 1 S2, 2 zstd,
+//	          3 zstd that goes on from the blocks before)
+//	          bits 2-3 tokens (0 none, 1 a section, 3 the block is one match
+//	          in step)
 //	          bits 4-5 place (0 none: the block stays out of the history,
 //	          1 goes on at end, heads as known, 2 one span, 3 two spans)
 //	          bit 6 n is 262144, bit 7 resent
@@ -25,32 +26,55 @@
 //	back      the block lies at txhead - back of that ring
 //	rxhead    head of the sender's mirror of the receiver's ring
 //	-- place 3: len, back2: only len bytes do, the rest at txhead - back2
-//	-- place not 0 and tokens not 3:
-//	tokens    how many, at most n/16
-//	  -- tokens not raw: rawlen, complen: bytes of the token section
+//	-- tokens 1: section: bytes of the token section, at least 1
 //	sum       8 bytes, little endian: see below
 //	token section, literal section (the rest of the body)
 //
-// The token section is three columns one after the other. First, for each
-// token, the literal bytes in front of it. Second, for each token, its length
-// - 15, or 0 if it ends the block, doubled, plus 1 if its source is given;
-// else it is in step: in the ring of the last source, at that ring's
-// position - off of the course plus the token's offset in the connection.
-// Third the given sources: (zigzag(delta) << 2 | ring), ring 0 the sender's, 1
-// the receiver's, 2 zeros (then delta is 0 and the course stays); delta is how
-// far position - off lies from that ring's in the course, which it replaces.
-// So an edit in place costs its bytes and four or five more, and 256 KiB of a
-// run nine bytes.
+// A block of one byte is a body of 11 bytes. A repeat of 256 KiB in step is a
+// body of 9.
 //
-// What the tokens leave is literal. sum is XXH3-64 of the application's bytes,
-// seeded with XXH3-64 of the eight numbers seq, n, position and length of both
-// spans, txhead, rxhead (8 bytes each, little endian), seeded with the
-// connection's id: a body in the wrong place or on the wrong connection, and
-// ends that do not keep the same account, do not check.
+// sum is XXH3-64 of the application's bytes, seeded with XXH3-64 of the eight
+// numbers seq, n, position and length of both spans, txhead, rxhead (8 bytes
+// each, little endian), seeded with the connection's id: a body in the wrong
+// place or on the wrong connection, and ends that do not keep the same account,
+// do not check.
+//
+// # Tokens
+//
+// A token says: so many literal bytes, then so many bytes from a source. The
+// section is coded by a binary range coder whose probabilities follow what was
+// coded before on this connection (coder.go); what repeats costs almost
+// nothing, and an edit in place costs its bytes and about two more. It is the
+// count, then for each token
+//
+//	lit     literal bytes in front of it
+//	kind    4 bits: 0-7 in step with one of the eight latest courses, latest
+//	        first, 8 zeros, 9 and 10 a source in the sender's and the
+//	        receiver's ring that is given
+//	given   kind 9 and 10: sign and size of the distance from the latest course
+//	        in that ring
+//	last    1 bit: the token ends the block
+//	length  unless it does: less 16
+//
+// A course is a ring and position - off of a source. The numbers and their
+// contexts are those of model.go. A number, plus 1, is coded as its length in
+// bits, the three bits under the highest one, and the rest, of which the lowest
+// eight with probabilities, and none of a number of more than 19 bits.
+//
+// # Literals
+//
+// What the tokens leave is literal. Codec 3 is one zstd frame (window at most
+// 4 MiB, no checksum, no dictionary) over many blocks of a connection, each
+// with whole zstd blocks; a section that begins with zstd's magic begins
+// another frame. It is used by at most 8 connections between two agents at once.
+// The body 03 00 is no block and has no seq: it ends the frame, so that both
+// ends can give up its memory.
 //
 // The heads are the sender's at the time, or lag by at most 1/64 of the ring.
 // A resent block has place 2, 3 or 0, no tokens, and raw literals, and leaves
-// the account alone.
+// the account alone: the blocks behind a missing one go on from its sections,
+// which have arrived, whether or not its sources are there. The next literal
+// section of codec 3 begins another frame.
 //
 // An acknowledgement body is one number: how many blocks are stored, from the
 // connection's start. A nack body is the seq of the block wanted again, a
@@ -59,8 +83,8 @@
 //
 // # Misses
 //
-// When the Decoder does not hold a source, or the sum of a block with tokens
-// does not fit, Decode returns ErrMiss. The caller sends AppendNack and goes
+// When the Decoder does not hold a source, or the sum of a block
+// with tokens or compressed literals does not fit, Decode returns ErrMiss. The caller sends AppendNack and goes
 // on reading and calling Decode, also with DATA already in flight: those
 // blocks are kept (nothing returned, no error) and decoded behind the resent
 // one, whose Decode returns all their bytes. If one of them misses in turn,

@@ -11,6 +11,14 @@ import (
 	"stitch/dedupe"
 )
 
+const (
+	// minPacked is the least literals worth a compressor.
+	minPacked = 32
+	// bulkSize is how many bytes a stream has sent before it takes a context:
+	// there are few, and a stream of few bytes has no use for one.
+	bulkSize = 256 << 10
+)
+
 // Encoder encodes the sending direction of one connection. Match and Finish
 // are for one goroutine each, Append for one instead of both; SetLink, Ack,
 // Resend, Stats and Close may run beside them.
@@ -24,15 +32,23 @@ type Encoder struct {
 	opaque atomic.Uint64 // 1 + the number of blocks before Opaque; 0: not called
 	count  counters
 
-	state state         // of Match
-	gate  compress.Gate // of Finish
+	renew atomic.Bool // begin a new context: what the peer has may be wrong
+
+	// Of Match.
+	state state
+	model *model // nil before the first tokens
+
+	// Of Finish.
+	gate    compress.Gate
+	context *compress.Encoder // nil if the stream has none
+	bulk    int               // bytes since the stream began or was idle
 }
 
 // NewEncoder returns an encoder; the peer's decoder must get the same connID.
 // Without a history (h is nil, or the mode does not use it) nothing is kept
 // and there is nothing to acknowledge. Close it.
 func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
-	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Strong}
+	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Extreme}
 	if o.Mode == Store {
 		e.level = compress.Store
 	}
@@ -60,11 +76,12 @@ func (e *Encoder) Append(dst, src []byte) []byte { return e.Finish(dst, e.Match(
 
 // Work is a block between Match and Finish.
 type Work struct {
-	src  []byte // borrowed
-	h    header
-	lits []byte // literals, if there are tokens
-	cols []byte // token section
-
+	src    []byte // borrowed
+	h      header
+	lits   []byte // literals, if there are tokens
+	tokens []byte // their section
+	coder  rangeEncoder
+	before model // of the model, in case the tokens are not worth it
 	opaque bool
 }
 
@@ -76,7 +93,7 @@ func (e *Encoder) Match(src []byte) *Work {
 		panic("block: Append of no bytes or more than MaxBlock")
 	}
 	w := e.shop.works.Get().(*Work)
-	w.src, w.h, w.cols = src, header{n: len(src), off: e.state.off}, w.cols[:0]
+	w.src, w.h, w.tokens = src, header{n: len(src), off: e.state.off}, w.tokens[:0]
 	h := &w.h
 	w.opaque = e.opaque.Load() > 0
 	if e.w != nil && !w.opaque {
@@ -86,31 +103,37 @@ func (e *Encoder) Match(src []byte) *Work {
 		}
 	}
 	h.block.Seq = e.state.seq
-	e.columns(w)
+	e.tokens(w)
 	e.state.advance(h)
 	return w
 }
 
-// columns makes the token section and the literals. Tokens that take more
-// bytes than they save are not used.
-func (e *Encoder) columns(w *Work) {
+// tokens makes the token section and the literals. Tokens that take more bytes
+// than they save are not used.
+func (e *Encoder) tokens(w *Work) {
 	h := &w.h
 	tokens := h.block.Tokens
 	h.block.Tokens = nil // lent until the next Put
 	if len(tokens) == 0 {
 		return
 	}
-	course := e.state.course
-	if course.isRun(tokens, h.n, h.off) {
-		h.tokens, h.form, w.lits = 1, formRun, w.lits[:0]
+	if e.model == nil {
+		e.model = newModel()
+	}
+	if e.model.isRun(tokens, h.n, h.off) {
+		h.form, w.lits = formRun, w.lits[:0]
 		return
 	}
-	w.cols = e.state.course.appendTokens(w.cols, tokens, h.n, h.off)
-	if len(w.cols) > h.block.Matched+h.block.ZeroRuns {
-		w.cols, h.block.Matched, h.block.ZeroRuns, e.state.course = w.cols[:0], 0, 0, course
+	w.before = *e.model
+	w.coder.begin(w.tokens)
+	e.model.append(&w.coder, tokens, h.n, h.off)
+	w.tokens = w.coder.finish()
+	if len(w.tokens) >= h.block.Matched+h.block.ZeroRuns {
+		w.tokens, h.block.Matched, h.block.ZeroRuns = w.tokens[:0], 0, 0
+		*e.model = w.before
 		return
 	}
-	h.tokens = len(tokens)
+	h.form, h.section = formCoded, len(w.tokens)
 	w.lits = gather(w.lits[:0], w.src, tokens)
 }
 
@@ -128,9 +151,7 @@ func gather(dst, src []byte, tokens []dedupe.Token) []byte {
 // used again.
 func (e *Encoder) Finish(dst []byte, w *Work) []byte {
 	h, b, start := &w.h, &w.h.block, len(dst)
-	s := e.shop.get()
-	dst = e.body(dst, w, s)
-	e.shop.put(s)
+	dst = e.body(dst, w)
 	e.count.add(h.n, len(dst)-start, b.Matched, b.ZeroRuns, h.n-b.Matched-b.ZeroRuns)
 	w.src = nil
 	e.shop.works.Put(w)
@@ -138,50 +159,65 @@ func (e *Encoder) Finish(dst []byte, w *Work) []byte {
 }
 
 // body appends a whole body.
-func (e *Encoder) body(dst []byte, w *Work, s *scratch) []byte {
+func (e *Encoder) body(dst []byte, w *Work) []byte {
 	h, lits := &w.h, w.src
-	s.cols = s.cols[:0]
-	if h.tokens > 0 {
+	if h.form != formNone {
 		lits = w.lits
-		s.cols = e.packTokens(s.cols, w)
 	}
 	start := len(dst)
-	dst = slices.Grow(dst, MaxHeader+len(s.cols)+compress.ScratchLen(len(lits)))
+	dst = slices.Grow(dst, MaxHeader+len(w.tokens)+compress.ScratchLen(len(lits)))
 	dst = h.append(dst)
 	at := len(dst)
 	dst = append(dst, make([]byte, sumLen)...)
-	dst = append(dst, s.cols...)
+	dst = append(dst, w.tokens...)
 	dst = e.literals(dst, lits, w)
 	dst[start] = h.flags()
 	binary.LittleEndian.PutUint64(dst[at:], h.sum(w.src, e.connID))
 	return dst
 }
 
-// packTokens appends the token section as it is sent.
-func (e *Encoder) packTokens(dst []byte, w *Work) []byte {
-	h := &w.h
-	if h.form == formRun {
-		return dst
+// literals appends the literals, compressed if that is worth trying.
+func (e *Encoder) literals(dst, lits []byte, w *Work) []byte {
+	start := len(dst)
+	e.bulk += w.h.n
+	switch {
+	case len(lits) < minPacked || w.opaque || e.level == compress.Store || !e.gate.Try(lits):
+		dst = append(dst, lits...)
+	case e.carry():
+		dst, w.h.lits = e.context.Append(dst, lits), compress.Carried
+		e.gate.Report(len(lits), len(dst)-start)
+	default:
+		dst, w.h.lits = e.shop.codecs.Encode(dst, lits, e.level)
+		e.gate.Report(len(lits), len(dst)-start)
 	}
-	dst, codec := e.shop.codecs.Encode(dst, w.cols, e.level)
-	h.form, h.rawCols, h.compCols = byte(codec), len(w.cols), len(dst)
-	e.count.used(codec, h.rawCols, h.compCols)
+	e.count.used(w.h.lits, len(lits), len(dst)-start)
 	return dst
 }
 
-// literals appends the literals, compressed if that is worth trying.
-func (e *Encoder) literals(dst, lits []byte, w *Work) []byte {
-	start, h := len(dst), &w.h
-	if w.opaque || e.level == compress.Store || len(lits) > 0 && !e.gate.Try(lits) {
-		dst = append(dst, lits...)
-	} else {
-		dst, h.lits = e.shop.codecs.Encode(dst, lits, e.level)
-		if len(lits) >= 1024 {
-			e.gate.Report(len(lits), len(dst)-start)
-		}
+// carry says whether the literals go on in a context, and takes or changes it.
+func (e *Encoder) carry() bool {
+	if e.context != nil && (e.renew.Swap(false) || e.context.Level() != e.level) {
+		e.shop.codecs.Release(e.context)
+		e.context = nil
 	}
-	e.count.used(h.lits, len(lits), len(dst)-start)
-	return dst
+	if e.context == nil && e.level >= compress.Balanced && e.bulk >= bulkSize {
+		e.context = e.shop.codecs.Encoder(e.level)
+	}
+	return e.context != nil
+}
+
+// Idle is for a stream that has sent nothing for a while, a second or more: it
+// gives up the compressor's context, if the stream has one, and appends a body
+// that tells the peer to do so too. Nothing is appended if there is none. Call
+// it where Finish may be called.
+func (e *Encoder) Idle(dst []byte) []byte {
+	e.bulk = 0
+	if e.context == nil {
+		return dst
+	}
+	e.shop.codecs.Release(e.context)
+	e.context = nil
+	return append(dst, byte(compress.Carried), 0)
 }
 
 // plain appends src as raw literals under h.
@@ -238,6 +274,7 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 		e.w.Drop(bad.ring, bad.span)
 	}
 	h.n = len(s.lits)
+	e.renew.Store(true)
 	if h.block.Spans[1].Len > 0 {
 		h.place = placeTwo
 	}
@@ -248,8 +285,10 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// Close releases what is kept. Idempotent.
+// Close releases what is kept. Idempotent. Finish must have returned.
 func (e *Encoder) Close() {
+	e.shop.codecs.Release(e.context)
+	e.context = nil
 	if e.w != nil && !e.closed.Swap(true) {
 		e.w.Close()
 	}

@@ -4,3 +4,6 @@ import "stitch/compress"
 
 // Pin makes every block be compressed at level l.
 func (e *Encoder) Pin(l compress.Level) { e.level = l }
+
+// Bulk makes the encoder take a context at once.
+func (e *Encoder) Bulk() { e.bulk = bulkSize }

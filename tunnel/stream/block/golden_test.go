@@ -24,7 +24,8 @@ const golden = "../../../testdata/wire/block.hex"
 // TestGolden decodes recorded bodies: a peer of any version must be able to.
 // Each line is the direction (> first agent to second, < back,
 // ? another connection to the second), what it is
-// (block, miss: a block whose sources the receiver lacks, ack, nack), the body
+// (block, miss: a block whose sources the receiver lacks, ack, nack, idle: the
+// end of a context), the body
 // in hex, and the XXH3-64 of the application bytes.
 func TestGolden(t *testing.T) {
 	if *update {
@@ -69,14 +70,14 @@ func TestGolden(t *testing.T) {
 			}
 		default:
 			out, err := d.Decode(nil, raw)
-			if kind == "miss" && !errors.Is(err, block.ErrMiss) || kind == "block" && err != nil || xxh3.Hash(out) != want {
+			if kind == "miss" && !errors.Is(err, block.ErrMiss) || kind != "miss" && err != nil || xxh3.Hash(out) != want {
 				t.Errorf("line %d: %d bytes, %v", i+1, len(out), err)
 			}
 		}
 	}
 }
 
-// goldenBlocks is what the first agent sends: literals of every codec, a
+// goldenBlocks is what the first agent sends: literals of the codecs, a
 // repeat with an edit, zeros, one byte.
 func goldenBlocks() [][]byte {
 	text, random := blocktest.Text(1, 600), blocktest.Random(1, 700)
@@ -120,6 +121,15 @@ func record(t *testing.T) []byte {
 	for i, src := range goldenBlocks() {
 		send(">", enc, dec, src, levels[i%len(levels)])
 	}
+	enc.Bulk()
+	for seed := range uint64(2) {
+		send(">", enc, dec, blocktest.Text(7+seed, 900), compress.Extreme)
+	}
+	idle := enc.Idle(nil)
+	if got, err := dec.Decode(nil, idle); err != nil || len(got) > 0 || len(idle) == 0 {
+		t.Fatal(idle, got, err)
+	}
+	line(">", "idle", idle, nil)
 	enc, dec = newEncoder(a.B, 2), newDecoder(a.A, 2)
 	blocks := goldenBlocks()
 	send("<", enc, dec, blocks[len(blocks)-1], compress.Fast)

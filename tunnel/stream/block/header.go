@@ -16,13 +16,17 @@ const (
 	flagFull    = 1 << 6
 	flagResent  = 1 << 7
 
-	// formRun is the token form of a block that is one match in step; the
-	// other forms are codecs.
-	formRun = 3
-	sumLen  = 8
-	// maxTokenLen is the most bytes a token takes in the columns.
-	maxTokenLen = 3 + 3 + binary.MaxVarintLen64
-	maxNumber   = 1 << 60
+	sumLen    = 8
+	maxNumber = 1 << 60
+)
+
+// form says how a block's tokens are given.
+type form byte
+
+const (
+	formNone  form = iota // no tokens
+	formCoded             // a token section
+	formRun               // the block is one match in step
 )
 
 // place says how a block's place in the history is given.
@@ -43,25 +47,22 @@ type state struct {
 	end    uint64 // where the last block with a place ended
 	txHead uint64
 	rxHead uint64
-	course course
 }
 
 // header is everything in front of the sections.
 type header struct {
-	lits     compress.Codec
-	form     byte // of the tokens: a codec or formRun
-	place    place
-	resent   bool
-	n        int
-	off      uint64       // application bytes in front of the block
-	block    dedupe.Block // without tokens
-	tokens   int
-	rawCols  int // bytes of the token section, decoded
-	compCols int // and as sent; unused if the form is raw
+	lits    compress.Codec
+	form    form
+	place   place
+	resent  bool
+	n       int
+	off     uint64       // application bytes in front of the block
+	block   dedupe.Block // without tokens
+	section int          // bytes of the token section
 }
 
 func (h *header) flags() byte {
-	f := byte(h.lits) | h.form<<tokensShift | byte(h.place)<<placeShift
+	f := byte(h.lits) | byte(h.form)<<tokensShift | byte(h.place)<<placeShift
 	if h.n == MaxBlock {
 		f |= flagFull
 	}
@@ -107,13 +108,8 @@ func (h *header) append(dst []byte) []byte {
 		dst = binary.AppendUvarint(dst, uint64(b.Spans[0].Len))
 		dst = binary.AppendUvarint(dst, b.TxHead-b.Spans[1].Pos)
 	}
-	if h.place == placeNone || h.form == formRun {
-		return dst
-	}
-	dst = binary.AppendUvarint(dst, uint64(h.tokens))
-	if h.form != byte(compress.Raw) {
-		dst = binary.AppendUvarint(dst, uint64(h.rawCols))
-		dst = binary.AppendUvarint(dst, uint64(h.compCols))
+	if h.form == formCoded {
+		dst = binary.AppendUvarint(dst, uint64(h.section))
 	}
 	return dst
 }
@@ -126,7 +122,7 @@ func parseHeader(body []byte, s *state) (h header, length int, ok bool) {
 	}
 	f := body[0]
 	r := reader{buf: body, at: 1}
-	h.lits, h.form = compress.Codec(f&3), f>>tokensShift&3
+	h.lits, h.form = compress.Codec(f&3), form(f>>tokensShift&3)
 	h.place, h.resent = place(f>>placeShift&3), f&flagResent != 0
 	h.block.Seq, h.off = s.seq, s.off
 	if h.resent {
@@ -137,18 +133,25 @@ func parseHeader(body []byte, s *state) (h header, length int, ok bool) {
 		h.n = int(r.number(MaxBlock - 1))
 	}
 	h.parsePlace(&r, s)
-	h.parseTokenCount(&r)
-	ok = !r.bad && len(body)-r.at >= sumLen && h.n > 0 && h.lits <= compress.Zstd &&
-		h.compCols <= len(body)-r.at-sumLen && h.allowed()
+	if h.form == formCoded {
+		h.section = int(r.number(uint64(len(body))))
+	}
+	ok = !r.bad && len(body)-r.at-sumLen >= h.section && h.n > 0 && h.allowed()
 	return h, r.at, ok
 }
 
 // allowed checks which parts go together.
 func (h *header) allowed() bool {
 	if h.resent {
-		return h.tokens == 0 && h.form == 0 && h.lits == compress.Raw && h.place != placeGoesOn
+		return h.form == formNone && h.lits == compress.Raw && h.place != placeGoesOn
 	}
-	return h.place != placeNone || h.form == 0
+	switch h.form {
+	case formNone:
+		return true
+	case formRun:
+		return h.place != placeNone && h.n >= dedupe.MinToken && h.lits == compress.Raw
+	}
+	return h.place != placeNone && h.form == formCoded && h.section > 0
 }
 
 func (h *header) parsePlace(r *reader, s *state) {
@@ -172,24 +175,7 @@ func (h *header) parsePlace(r *reader, s *state) {
 	r.bad = r.bad || !b.Valid()
 }
 
-func (h *header) parseTokenCount(r *reader) {
-	switch {
-	case h.place == placeNone:
-	case h.form == formRun:
-		h.tokens = 1
-		r.bad = r.bad || h.n < dedupe.MinToken || h.lits != compress.Raw
-	default:
-		h.tokens = int(r.number(uint64(h.n / dedupe.MinToken)))
-		if h.form != byte(compress.Raw) {
-			h.rawCols = int(r.number(uint64(h.tokens * maxTokenLen)))
-			h.compCols = int(r.number(uint64(h.rawCols)))
-			r.bad = r.bad || h.rawCols < 2*h.tokens
-		}
-		r.bad = r.bad || h.form == byte(compress.Raw) && len(r.buf)-r.at < 2*h.tokens
-	}
-}
-
-// advance moves s over a block that was not resent; the course is the tokens'.
+// advance moves s over a block that was not resent.
 func (s *state) advance(h *header) {
 	s.seq++
 	s.off += uint64(h.n)

@@ -74,7 +74,7 @@ func carry(from, to *dedupe.History, id uint64) (misses int64, err error) {
 func sendAll(enc *block.Encoder, blocks [][]byte, resend <-chan []byte, forth chan<- message) {
 	defer close(forth)
 	for i, b := range blocks {
-		enc.Pin(levels[i%4])
+		enc.Pin(levels[i%len(levels)])
 		forth <- message{'d', enc.Append(nil, b)}
 		select {
 		case r := <-resend:
