@@ -348,10 +348,8 @@ func TestDrop(t *testing.T) {
 
 func TestEpochs(t *testing.T) {
 	a, b := newSide(minSize), newSide(2*minSize)
-	if a.h.Meet(b.h.Epoch(), b.h.Size()) || b.h.Meet(a.h.Epoch(), a.h.Size()) {
-		t.Fatal("a first meeting reset something")
-	}
-	if b.h.window.Load() != minSize || b.h.PeerEpoch() != a.h.Epoch() {
+	meet(t, a.h, b.h)
+	if b.h.window.Load() != minSize {
 		t.Error("the smaller history does not count")
 	}
 	src := newSource(13, 60_000)
@@ -367,8 +365,8 @@ func TestEpochs(t *testing.T) {
 	if _, err := c.w.Put(src.pool); !errors.Is(err, ErrStale) {
 		t.Errorf("stale writer: %v", err)
 	}
-	if !b.h.Meet(a.h.Epoch(), a.h.Size()) || b.h.Meet(a.h.Epoch(), a.h.Size()) {
-		t.Error("the peer's restart must reset once")
+	if x, _ := meet(t, a.h, b.h); !x.Reset {
+		t.Error("the peer's restart must reset")
 	}
 	if _, _, err := c.r.Rebuild(nil, nil, nil); !errors.Is(err, ErrStale) {
 		t.Errorf("stale reader: %v", err)

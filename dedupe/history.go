@@ -45,10 +45,10 @@ type History struct {
 	index  *index
 	window atomic.Uint64 // bytes of each ring that both sides hold
 	epoch  atomic.Uint64
-	peer   atomic.Uint64
+	peer   atomic.Uint64 // the epoch that rx mirrors; 0: none
 	owners atomic.Uint32
 
-	life sync.RWMutex    // held shared by operations, exclusive by empty
+	life sync.RWMutex    // held shared by operations, exclusive by agreements and restarts
 	gen  uint64          // guarded by life
 	self accord.Identity // its Generation is disk's; guarded by life
 	tied accord.Identity // the peer as of the last agreement; guarded by life
@@ -142,48 +142,20 @@ func newEpoch() uint64 {
 	return binary.LittleEndian.Uint64(b[:]) | 1
 }
 
-// Size is the bytes kept for each direction; it goes into the hello.
+// Size is the bytes kept for each direction.
 func (h *History) Size() int64 { return h.size }
 
-// Epoch is the random number of this history's life; it goes into the hello.
-// It is never 0.
+// Epoch is the random number of this history's positions; never 0.
 func (h *History) Epoch() uint64 { return h.epoch.Load() }
-
-// PeerEpoch is the peer's epoch as last given to Meet; 0 if none yet.
-func (h *History) PeerEpoch() uint64 { return h.peer.Load() }
-
-// Meet takes the peer's epoch and history size (0: same as ours) from its
-// hello, before any data of that connection. If the peer was met before under
-// another epoch it has lost its history: ours is emptied, Meet returns true,
-// and every Writer and Reader made before is stale: reset their connections.
-func (h *History) Meet(peerEpoch uint64, peerSize int64) (reset bool) {
-	h.life.Lock()
-	defer h.life.Unlock()
-	if peerSize > 0 {
-		h.window.Store(min(uint64(h.size), uint64(peerSize)))
-	}
-	old := h.peer.Swap(peerEpoch)
-	if old == 0 || old == peerEpoch {
-		return false
-	}
-	h.empty([2]bool{false, true})
-	return true
-}
 
 // Restart empties the history and takes a new epoch: the cold start after
 // three strikes. Every Writer and Reader made before is stale; the peer
-// follows when it meets the new epoch.
+// follows at the next agreement.
 func (h *History) Restart() {
 	h.life.Lock()
 	defer h.life.Unlock()
 	h.epoch.Store(newEpoch())
 	h.peer.Store(0)
-	h.empty([2]bool{true, true})
-}
-
-// empty forgets all bytes; the caller holds life and says whose epochs have
-// changed. Own positions go on rising, the peer may start again at 0.
-func (h *History) empty(fresh [2]bool) {
 	h.gen++
 	h.rx.forget()
 	h.alloc.Lock()
@@ -191,7 +163,7 @@ func (h *History) empty(fresh [2]bool) {
 	h.tx.floor.Store(h.tx.head.Load())
 	clear(h.retained)
 	if h.disk != nil {
-		h.disk.settle([2][]accord.Range{}, fresh, false)
+		h.disk.settle([2][]accord.Range{}, [2]bool{true, true}, false)
 	}
 }
 

@@ -5,6 +5,7 @@ package blocktest
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 
@@ -112,11 +113,15 @@ func NewAgents(size int64) *Agents {
 	return p
 }
 
-// Meet exchanges hellos. True if either lost its history.
+// Meet exchanges summaries. True if the histories did not stay as they were.
 func (p *Agents) Meet() bool {
-	a := p.A.Meet(p.B.Epoch(), p.B.Size())
-	b := p.B.Meet(p.A.Epoch(), p.A.Size())
-	return a || b
+	own, peer := p.A.Summary(), p.B.Summary()
+	a, errA := p.A.Agree(own, peer)
+	b, errB := p.B.Agree(peer, own)
+	if err := errors.Join(errA, errB); err != nil {
+		panic(err) // both are ours
+	}
+	return a.Reset || b.Reset
 }
 
 // Conn is one direction of a connection whose blocks arrive, and are
