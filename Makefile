@@ -11,7 +11,7 @@ RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control dn
 # Packages that can rewrite their golden files.
 GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
 
-.PHONY: help build test setup-test setup-demo setup-codec check race demo codec-bench packets fuzz bench golden clean
+.PHONY: help build test setup-test setup-demo setup-codec setup-corpus check race demo corpus codec-bench packets fuzz bench golden clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -24,7 +24,7 @@ test: setup-test check build ## set up, check, run all tests and the race detect
 	go test -count=1 -shuffle=on -p 1 -timeout 20m ./...
 	@$(MAKE) --no-print-directory race
 
-setup-test setup-demo setup-codec: setup-%: ## install what the tests, the demo or codec-bench need
+setup-test setup-demo setup-codec setup-corpus: setup-%: ## install what the tests, the demo, codec-bench or the corpus need
 	scripts/setup $*
 
 check: ## gofmt and vet
@@ -38,6 +38,10 @@ race: ## run the race detector where goroutines share state
 demo: setup-demo build ## show the mission: move a live virtual machine there and back (sudo)
 	go build -trimpath -buildvcs=false -o build/stitch-demo ./scripts/demo
 	build/stitch-demo
+
+corpus: setup-corpus ## capture real migration streams and other data for benchmarks (sudo)
+	go build -trimpath -buildvcs=false -o build/stitch-corpus ./scripts/corpus
+	build/stitch-corpus
 
 codec-bench: setup-codec ## hold the codec against zstd on the data in build/corpus
 	go build -trimpath -buildvcs=false -o build/stitch-codec ./scripts/codec
