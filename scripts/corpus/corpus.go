@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,10 +38,8 @@ type corpus struct {
 // when it returns.
 func build(ctx context.Context, out string) error {
 	c := &corpus{out: out, image: filepath.Join(out, "image"), began: time.Now()}
-	image := exec.CommandContext(ctx, "scripts/corpus/make-image")
-	image.Stderr = os.Stderr
-	if err := image.Run(); err != nil {
-		return fmt.Errorf("%s: %w", image.Path, err)
+	if err := makeImage(ctx); err != nil {
+		return err
 	}
 	var err error
 	if c.work, err = os.MkdirTemp(out, "work."); err != nil {
@@ -63,6 +62,19 @@ func build(ctx context.Context, out string) error {
 	}
 	c.print(os.Stdout)
 	c.say("done, in %s", out)
+	return nil
+}
+
+// makeImage runs the script that makes the guests' image. If ctx ends it gets
+// the time to clean up.
+func makeImage(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "scripts/corpus/make-image")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w", cmd.Path, err)
+	}
 	return nil
 }
 

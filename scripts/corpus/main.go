@@ -40,6 +40,9 @@ func run(ctx context.Context) error {
 	if len(os.Args) > 1 {
 		return errors.New("takes no arguments")
 	}
+	if os.Getuid() != 0 {
+		return errors.New("needs root to make a Debian system: run `sudo make corpus`")
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	out, err := filepath.Abs(outDir)

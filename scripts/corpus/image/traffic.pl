@@ -11,7 +11,7 @@ sub dial {
 }
 my $redis = dial(6379) or die "redis: $!";
 for (my $n = 0 ;; $n++) {
-	for (1 .. 3) {
+	for (1 .. 6) {
 		my $key = sprintf 'fresh:%d', rand 5000;
 		my $value = sprintf '{"n":%d,"at":%d,"token":"%08x%08x"}', $n, time, rand 2**32, rand 2**32;
 		print $redis "SET $key '$value'\r\n";
