@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -207,6 +209,135 @@ func meshMove(t *testing.T, sites []*meshSite) {
 				}
 			}
 		}
+	}
+}
+
+// TestMeshConservation sends tagged frames of every size between three whole
+// agents over paths without loss, and holds the account: what a LAN gave is
+// delivered as it was, once, where its destination is, or counted as dropped.
+// STITCH_LONG=1 sends two million.
+func TestMeshConservation(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // see TestTwoAgents
+	frames := 100_000
+	if os.Getenv("STITCH_LONG") != "" {
+		frames = 2_000_000
+	}
+	synctest.Test(t, func(t *testing.T) {
+		sites := newMesh(t)
+		runMesh(t, sites, func() {
+			c := meshAccount{t: t, sites: sites, r: rand.New(rand.NewPCG(6, 6)), sent: map[uint64]meshFrame{}}
+			for tag, round := 0, meshHosts; tag < frames; round = 50 {
+				for end := min(tag+round, frames); tag < end; tag++ {
+					c.send(uint64(tag))
+				}
+				time.Sleep(40 * time.Millisecond)
+				synctest.Wait()
+				c.collect()
+			}
+			c.settle(uint64(frames))
+		})
+	})
+}
+
+// meshAccount is what was sent and what came of it.
+type meshAccount struct {
+	t         *testing.T
+	sites     []*meshSite
+	r         *rand.Rand
+	sent      map[uint64]meshFrame // by tag, of the last round
+	delivered uint64
+	wanted    uint64 // deliveries that the carried frames should lead to
+}
+
+// meshFrame is a frame and which sites may get it.
+type meshFrame struct {
+	bytes []byte
+	at    [3]bool
+}
+
+// meshHosts is the number of hosts; host h is at site h mod 3.
+const meshHosts = 12
+
+// send puts a frame of a random host into its LAN; at first every host speaks
+// to all.
+func (c *meshAccount) send(tag uint64) {
+	src, dst := c.r.IntN(meshHosts), c.r.IntN(meshHosts)
+	f := etherFrame(byte(dst), byte(src), 0)
+	var at [3]bool
+	if tag < meshHosts || tag%200 == 0 {
+		src = int(tag % meshHosts)
+		f = etherFrame(0xff, byte(src), 0)
+		at = [3]bool{true, true, true}
+	}
+	at[dst%3] = true
+	at[src%3] = false
+	f = binary.BigEndian.AppendUint64(f, tag)
+	f = append(f, make([]byte, c.r.IntN(1480-len(f)))...)
+	for i := len(f) - 1; i > 63; i-- {
+		f[i] = byte(i) ^ byte(tag)
+	}
+	c.sent[tag] = meshFrame{f, at}
+	for _, want := range at {
+		if want {
+			c.wanted++
+		}
+	}
+	c.sites[src%3].devices.Device("sg-100").In <- bytes.Clone(f)
+}
+
+// collect checks what was delivered since the last round.
+func (c *meshAccount) collect() {
+	for i, s := range c.sites {
+		for _, f := range s.got(100) {
+			if len(f) < 63 {
+				continue
+			}
+			tag := binary.BigEndian.Uint64(f[55:])
+			sent, ok := c.sent[tag]
+			switch {
+			case !ok || !bytes.Equal(f, sent.bytes):
+				c.t.Fatalf("at dc%d: %x was never sent", i+1, f[:63])
+			case !sent.at[i]:
+				c.t.Fatalf("frame %d was delivered at dc%d, again or where its destination is not", tag, i+1)
+			}
+			sent.at[i] = false
+			c.sent[tag] = sent
+			c.delivered++
+		}
+	}
+	for _, f := range c.sent {
+		for i, missing := range f.at {
+			if missing {
+				c.t.Fatalf("frame %x did not arrive at dc%d", f.bytes[:63], i+1)
+			}
+		}
+	}
+	clear(c.sent)
+}
+
+// settle compares the account with the counters of the agents.
+func (c *meshAccount) settle(frames uint64) {
+	var lan, dropped, copies, links, refused, toLAN uint64
+	for _, s := range c.sites {
+		var st ether.Stats
+		if err := json.Unmarshal(s.status(c.t.Context()).Segments[0], &st); err != nil {
+			c.t.Fatal(err)
+		}
+		for reason, n := range st.FromLAN {
+			if dropped += n; reason != "local-destination" {
+				c.t.Errorf("%s: %d frames dropped: %s", s.cfg.Site, n, reason)
+			}
+		}
+		for reason, n := range st.FromLink {
+			if reason != "agent-message" {
+				refused += n
+			}
+		}
+		lan, copies, links, toLAN = lan+st.LANFrames, copies+st.ToPeers, links+st.LinkFrames-st.FromLink["agent-message"], toLAN+st.ToLAN-st.Made
+	}
+	if lan != frames || copies != links || links != toLAN+refused || toLAN != c.delivered || c.delivered != c.wanted || refused != 0 {
+		c.t.Errorf("%d sent, %d read, %d dropped at once; %d copies into links, %d out of them, %d refused, %d written, %d delivered, %d wanted",
+			frames, lan, dropped, copies, links, refused, toLAN, c.delivered, c.wanted)
 	}
 }
 

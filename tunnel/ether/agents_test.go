@@ -98,7 +98,7 @@ func TestHave(t *testing.T) {
 		peer.have(1, hosts, flagLast)
 		s.FromPeer(time.Second, from, peer.agents.outbox[0].Frame)
 	}
-	have(1, keyOf(macA, 0), keyOf(macB, 0), keyOf(macB, 10), keyOf(macGW, 0), keyOf(macOwn, 0), keyOf(groupMAC, 0), keyOf(macVM, 0), 0)
+	have(1, keyOf(macA, 0), keyOf(macB, 0), keyOf(macB, 10), keyOf(macGW, 0), keyOf(macOwn, 0), keyOf(groupMAC, 0), keyOf(macVM, 0), keyOf(macB, 4095), keyOf(macB, 0xffff), 0)
 	have(2, keyOf(macB, 0))
 	for k, want := range map[key]Place{keyOf(macA, 0): Local, keyOf(macB, 0): 1, keyOf(macVM, 0): Local} {
 		if e := s.table.get(time.Second, k); e == nil || e.place != want {

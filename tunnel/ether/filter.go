@@ -91,7 +91,7 @@ func (f *filter) vlan(h *header) Reason {
 	switch {
 	case h.vlan|h.inner == 0:
 		return Carried
-	case h.vlan == reserved || h.inner == reserved || f.vlans[h.vlan/64]>>(h.vlan%64)&1 == 0:
+	case h.vlan >= reserved || h.inner >= reserved || f.vlans[h.vlan/64]>>(h.vlan%64)&1 == 0:
 		return VLAN
 	}
 	return Carried

@@ -66,8 +66,12 @@ func FuzzSwitch(f *testing.F) {
 	}
 	f.Add(all)
 	f.Add(append(record(2, rarp(macVM)), record(0x80, rarp(macVM))...))
+	for _, frame := range agentVectors() {
+		f.Add(append(record(0, frame), record(1, frame)...))
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := NewSwitch(testBasic, 2, []config.MAC{macOwn}, []Workload{{MAC: macVM, IP: vmIP, At: Local}})
+		s.Guard(7)
 		var now time.Duration
 		frames := [2]uint64{}
 		for len(in) >= 2 {
@@ -84,7 +88,23 @@ func FuzzSwitch(f *testing.F) {
 			}
 		}
 		checkCounts(t, s, frames)
+		checkDue(t, s, now)
 	})
+}
+
+// checkDue checks what the switch sends of itself: to the LAN probes and
+// announcements, to peers messages of its own.
+func checkDue(t *testing.T, s *Switch, now time.Duration) {
+	out, wait := s.Due(now, nil, 1000, time.Hour)
+	for _, o := range out {
+		h, r := parse(o.Frame)
+		if own := h.etherType == typeExtended && isAgent(h.payload); r != Carried || !own && (o.To != Local || h.etherType != typeRARP) {
+			t.Fatalf("to %d: %x", o.To, o.Frame)
+		}
+	}
+	if wait < 0 || len(s.agents.outbox) > maxOutbox || len(s.agents.news) > maxNews {
+		t.Fatalf("wait %v, %d frames and %d hosts wait", wait, len(s.agents.outbox), len(s.agents.news))
+	}
 }
 
 func record(port byte, frame []byte) []byte {
@@ -110,6 +130,8 @@ func checkCrossed(t *testing.T, frame []byte, v Verdict, fromLAN bool) {
 	switch {
 	case group(src), src == macGW, dst == macGW, src == macOwn, dst == macOwn, reserved(dst):
 		t.Fatalf("crossed: %v to %v", src, dst)
+	case binary.BigEndian.Uint16(frame[12:]) == typeExtended && isAgent(frame[14:]):
+		t.Fatalf("a message between agents crossed: %x", frame)
 	case group(dst) && fromLAN && v.To != All:
 		t.Fatalf("broadcast to %d only", v.To)
 	}
