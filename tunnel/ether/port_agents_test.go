@@ -52,7 +52,8 @@ func TestPortLoop(t *testing.T) {
 		r.fromLAN(data(macB, macA))
 		r.fromLAN(rarp(macA))
 		r.fromLink("dc2", data(broadcast, macB))
-		if len(r.dc2.frames)+len(r.announced) > 0 || r.count(broadcast) > 0 {
+		carried := slices.DeleteFunc(r.dc2.frames, func(f []byte) bool { return config.MAC(f[:6]) == agentGroup })
+		if len(carried)+len(r.announced) > 0 || r.count(broadcast) > 0 {
 			t.Error("something passed a blocked segment")
 		}
 		time.Sleep(loopOver + time.Second)
