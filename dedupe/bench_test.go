@@ -2,8 +2,13 @@ package dedupe
 
 import (
 	"encoding/binary"
+	"math"
 	"math/rand/v2"
+	"runtime"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -96,8 +101,16 @@ func feed(tb testing.TB, h *History, src []byte) (matched, tokens int) {
 	return matched, tokens
 }
 
+// cpuTime is the processor time of this thread.
+func cpuTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano())
+}
+
 // BenchmarkPut is matching alone: finding, storing and indexing. before is in
-// the history, src is measured; the memory has been touched.
+// the history, src is measured; the memory has been touched. MB/cpu-s is the
+// best run's bytes for each second of processor time.
 func BenchmarkPut(b *testing.B) {
 	pages := guest(1, benchSize)
 	random := newSource(2, benchSize).pool
@@ -116,18 +129,24 @@ func BenchmarkPut(b *testing.B) {
 		{"sibling", pages, sibling(pages, 4)},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			h := NewHistory(4 * benchSize)
 			feed(b, h, newSource(5, 4*benchSize).pool)
 			b.SetBytes(int64(len(bench.src)))
 			b.ReportAllocs()
 			var matched, tokens int
+			best := time.Duration(math.MaxInt64)
 			for b.Loop() {
 				b.StopTimer()
 				h.Restart()
 				feed(b, h, bench.before)
 				b.StartTimer()
+				start := cpuTime()
 				matched, tokens = feed(b, h, bench.src)
+				best = min(best, cpuTime()-start)
 			}
+			b.ReportMetric(float64(len(bench.src))/best.Seconds()/1e6, "MB/cpu-s")
 			b.ReportMetric(100*float64(matched)/float64(len(bench.src)), "%matched")
 			b.ReportMetric(float64(tokens), "tokens")
 			b.ReportMetric(100*float64(h.Stats().Index)/float64(2*h.Size()), "%index")
