@@ -56,8 +56,10 @@ func streamStatus(st stream.Stats) control.Status {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("streams with %s: the two sites disagree: %s", p.Peer, p.Conflict))
 		}
 		for _, d := range p.Domains {
-			if d.Alarm != "" {
-				s.Alarms = append(s.Alarms, fmt.Sprintf("domain %s with %s: %s", d.Domain, p.Peer, d.Alarm))
+			for _, a := range append(d.History.Store.Alarms, d.Alarm) {
+				if a != "" {
+					s.Alarms = append(s.Alarms, fmt.Sprintf("history of domain %s with %s: %s", d.Domain, p.Peer, a))
+				}
 			}
 		}
 	}

@@ -101,3 +101,55 @@ func TestTCPWait(t *testing.T) {
 		t.Errorf("wait: %v", err)
 	}
 }
+
+// TestDeliveryRate: the kernel says what a connection took, and whether there
+// was too little to send. A few bytes now and then are too little; a write that
+// never ends is not.
+func TestDeliveryRate(t *testing.T) {
+	c, host := kernelPair(t)
+	if rate, _ := c.DeliveryRate(); rate != 0 {
+		t.Errorf("%v B/s before anything was sent", rate)
+	}
+	one := make([]byte, 1)
+	for range 20 {
+		c.Write(one)
+		io.ReadFull(host, one)
+	}
+	if rate, limited := c.DeliveryRate(); rate <= 0 || !limited {
+		t.Errorf("single bytes: %v B/s, limited %v", rate, limited)
+	}
+	host.SetReadBuffer(16 << 10)
+	go io.Copy(io.Discard, host)
+	block := make([]byte, 1<<20)
+	for range 200 {
+		if _, err := c.Write(block); err != nil {
+			t.Fatal(err)
+		}
+		if rate, limited := c.DeliveryRate(); rate > 0 && !limited {
+			return
+		}
+	}
+	t.Error("200 MiB in one go are called too little to send")
+}
+
+// TestLinkRate holds what samples are believed.
+func TestLinkRate(t *testing.T) {
+	var l linkRate
+	for i, s := range []struct {
+		sample  float64
+		limited bool
+		want    float64
+	}{
+		{0, false, 0},     // not known
+		{5e6, true, 0},    // ours, not the path's
+		{8e6, false, 8e6}, // the path
+		{1e6, true, 8e6},  // we had little to send
+		{9e6, true, 9e6},  // even so more than we knew
+		{2e6, false, 2e6}, // the path is worse now
+		{0, true, 2e6},    // no sample
+	} {
+		if got := l.Update(s.sample, s.limited); got != s.want {
+			t.Errorf("sample %d: %v, want %v", i, got, s.want)
+		}
+	}
+}
