@@ -26,27 +26,38 @@ func blocks(t *testing.T, language string) []string {
 }
 
 // TestReadmeConfigs loads the quick start's files as printed and holds the two
-// sites' views against each other.
+// sites' views against each other. A block that begins with "# in [table]" is
+// lines for that table of the first file.
 func TestReadmeConfigs(t *testing.T) {
 	dir := t.TempDir()
 	sites := map[string]*config.Config{}
+	first, parts := "", 0
+	keygen(t, filepath.Join(dir, "history.key"))
 	for _, text := range blocks(t, "toml") {
-		name, ok := strings.CutPrefix(strings.SplitN(text, "\n", 2)[0], "# /etc/stitch/")
+		head, rest, _ := strings.Cut(text, "\n")
+		if table, ok := strings.CutPrefix(head, "# in "); ok {
+			parts++
+			whole := strings.Replace(first, "\n"+table+"\n", "\n"+table+"\n"+rest, 1)
+			if whole == first {
+				t.Fatalf("no %s before %q", table, text)
+			}
+			loadReadme(t, filepath.Join(dir, "part.toml"), whole)
+			continue
+		}
+		name, ok := strings.CutPrefix(head, "# /etc/stitch/")
 		if !ok {
-			t.Fatalf("no file name in the first line of %q", text)
+			t.Fatalf("no file name and no table in the first line of %q", text)
 		}
 		file := filepath.Join(dir, name)
-		if code, _, stderr := stitch("keygen", strings.TrimSuffix(file, ".toml")+".key"); code != 0 {
-			t.Fatal(stderr)
-		}
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		cfg, err := config.LoadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
+		keygen(t, strings.TrimSuffix(file, ".toml")+".key")
+		cfg := loadReadme(t, file, text)
 		sites[cfg.Site] = cfg
+		if first == "" {
+			first = text
+		}
+	}
+	if parts == 0 {
+		t.Error("no block for a table found")
 	}
 	a, b := sites["dc1"], sites["dc2"]
 	if a == nil || b == nil || len(sites) != 2 {
@@ -58,7 +69,7 @@ func TestReadmeConfigs(t *testing.T) {
 			t.Errorf("%s says of its peer %+v", p.a.Site, peer)
 		}
 		for _, s := range p.a.Streams {
-			if !reflect.DeepEqual(s.To, p.b.Dials[0].To) || !reflect.DeepEqual(s.Ports, p.b.Dials[0].Ports) {
+			if !reflect.DeepEqual(s.To, p.b.Dials[0].To) || !reflect.DeepEqual(s.Ports, p.b.Dials[0].Ports) || s.Domain != p.b.Dials[0].Domain {
 				t.Errorf("%s dials not what %s sends: %+v", p.b.Site, p.a.Site, s)
 			}
 		}
@@ -66,6 +77,27 @@ func TestReadmeConfigs(t *testing.T) {
 	if !reflect.DeepEqual(a.Workloads, b.Workloads) || !reflect.DeepEqual(a.Services, b.Services) || a.Segments[0].GatewayMAC != b.Segments[0].GatewayMAC {
 		t.Error("the sites differ in what must be the same")
 	}
+}
+
+// keygen makes a key file.
+func keygen(t *testing.T, file string) {
+	t.Helper()
+	if code, _, stderr := stitch("keygen", file); code != 0 {
+		t.Fatal(stderr)
+	}
+}
+
+// loadReadme writes a configuration file and loads it.
+func loadReadme(t *testing.T, file, text string) *config.Config {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.LoadFile(file)
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+	return cfg
 }
 
 // TestReadmeCommands holds every stitch command line in the README to the
