@@ -45,10 +45,10 @@ type conn struct {
 // dial opens a connection that carries src.
 func (s *Session) dial(src io.Reader) *conn {
 	s.lastID++
-	o := block.Options{Shop: s.shop, Clock: s.cfg.CPU}
+	o := block.Options{Shop: s.out, Clock: s.cfg.CPU}
 	c := &conn{
 		src: src, in: make([]byte, 0, turnBytes), wire: setupBytes + endBytes,
-		enc: block.NewEncoder(s.sender, s.lastID, o), dec: block.NewDecoder(s.receiver, s.lastID, s.shop),
+		enc: block.NewEncoder(s.sender, s.lastID, o), dec: block.NewDecoder(s.receiver, s.lastID, s.in),
 	}
 	c.enc.SetLink(s.cfg.Link)
 	return c
@@ -93,7 +93,7 @@ func (c *conn) encode() error {
 	return nil
 }
 
-// decode takes the blocks and answers each.
+// decode takes the blocks and answers them.
 func (c *conn) decode() error {
 	c.out = c.out[:0]
 	at := 0
@@ -102,6 +102,8 @@ func (c *conn) decode() error {
 			return fmt.Errorf("block behind byte %d: %w", c.total+int64(len(c.out)), err)
 		}
 		at = end
+	}
+	if at > 0 {
 		c.ack = c.dec.AppendAck(c.ack[:0])
 		c.wire += int64(frameHeader+len(c.ack)) + countFrame
 	}

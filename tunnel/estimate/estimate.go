@@ -7,8 +7,8 @@
 //
 // Result.Out is everything both agents would hand to the transport: block
 // bodies, the header of each frame, the frames that set up and end a
-// connection, and for each block an acknowledgement and a grant of credit from
-// the other side, which is the most a connection sends. TCP, IP and WireGuard
+// connection, and from the other side an acknowledgement and a grant of credit
+// for each MiB, as a receiver that is kept busy sends them. TCP, IP and WireGuard
 // headers are not in it, nor are they in Result.In.
 //
 // # How time is measured
@@ -57,7 +57,7 @@ type Config struct {
 type Session struct {
 	cfg              Config
 	sender, receiver *dedupe.History
-	shop             *block.Shop
+	out, in          *block.Shop // the sender's and the receiver's
 	lastID           uint64
 	kept             int64 // bytes of an earlier session
 	meeting          int64 // bytes that crossed before the first connection was ready
@@ -66,7 +66,7 @@ type Session struct {
 // New returns two agents that have met. They know what their stores hold of an
 // earlier session, if cfg has a directory; else nothing. Close it.
 func New(cfg Config) (*Session, error) {
-	s := &Session{cfg: cfg, shop: block.NewShop(1)}
+	s := &Session{cfg: cfg, out: block.NewShop(1), in: block.NewShop(1)}
 	for _, side := range []struct {
 		h    **dedupe.History
 		name string
@@ -154,6 +154,7 @@ func (r *Result) Add(o Result) {
 	r.Mix.Raw = sum(r.Mix.Raw, o.Mix.Raw)
 	r.Mix.S2 = sum(r.Mix.S2, o.Mix.S2)
 	r.Mix.Zstd = sum(r.Mix.Zstd, o.Mix.Zstd)
+	r.Mix.Carried = sum(r.Mix.Carried, o.Mix.Carried)
 }
 
 func sum(a, b block.Share) block.Share { return block.Share{In: a.In + b.In, Out: a.Out + b.Out} }

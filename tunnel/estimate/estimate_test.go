@@ -2,6 +2,7 @@ package estimate
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"testing"
@@ -63,10 +64,17 @@ func TestAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		blocks := (len(data) + block.MaxBlock - 1) / block.MaxBlock
-		// DATA, ACK and CREDIT of each block; HELLO 89, WELCOME 121, AUTH 32,
-		// READY, OPEN 18, DIALING, OPENED 4; FIN and DONE 8, twice; once RESYNC.
-		want := c.Wire + blocks*(4+4+12) + 7*4 + 89 + 121 + 32 + 18 + 4 + 4*12
+		blocks, turns, acks := pieces(len(data), block.MaxBlock), pieces(len(data), turnBytes), 0
+		for n := 1; n <= blocks; n++ {
+			acks -= len(binary.AppendUvarint(nil, uint64(n))) // the twin's, one a block
+			if n*block.MaxBlock%turnBytes == 0 || n == blocks {
+				acks += len(binary.AppendUvarint(nil, uint64(n)))
+			}
+		}
+		// DATA of each block; ACK and CREDIT of each turn; HELLO 89, WELCOME 121,
+		// AUTH 32, READY, OPEN 18, DIALING, OPENED 4; FIN and DONE 8, twice; once
+		// RESYNC.
+		want := c.Wire + acks + blocks*4 + turns*(4+12) + 7*4 + 89 + 121 + 32 + 18 + 4 + 4*12
 		if i == 0 {
 			want += met
 		}
@@ -75,6 +83,9 @@ func TestAccount(t *testing.T) {
 		}
 	}
 }
+
+// pieces is how many pieces of a size cover n bytes.
+func pieces(n, size int) int { return (n + size - 1) / size }
 
 // TestShares checks what is found where there is only one thing to find.
 func TestShares(t *testing.T) {
@@ -200,7 +211,7 @@ func TestDamage(t *testing.T) {
 	send(t, s, data)
 	c = encoded(t, s, data)
 	good := c.wire
-	c.bodies[len(c.bodies)-1] ^= 1 // of the checksum
+	c.bodies[len(c.bodies)-8] ^= 1 // of the checksum
 	if err := errors.Join(c.decode(), c.compare()); err != nil {
 		t.Fatal(err)
 	}

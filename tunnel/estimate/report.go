@@ -171,12 +171,13 @@ func speedText(mbs float64) string {
 
 // codecsText writes the share of each codec that was used.
 func codecsText(m block.Mix) string {
-	total := m.Raw.In + m.S2.In + m.Zstd.In
+	zstd := m.Zstd.In + m.Carried.In
+	total := m.Raw.In + m.S2.In + zstd
 	var used []string
 	for _, c := range []struct {
 		name string
 		in   int64
-	}{{"zstd", m.Zstd.In}, {"s2", m.S2.In}, {"raw", m.Raw.In}} {
+	}{{"zstd", zstd}, {"s2", m.S2.In}, {"raw", m.Raw.In}} {
 		if c.in > 0 {
 			used = append(used, fmt.Sprintf("%s %.0f%%", c.name, 100*float64(c.in)/float64(total)))
 		}

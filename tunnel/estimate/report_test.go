@@ -20,7 +20,7 @@ func sample() *Report {
 		{
 			In: 214_000_000, Out: 75_100_000, Matched: 64_000_000, Zero: 2_000_000, Literal: 148_000_000,
 			Encode: 1400 * time.Millisecond, Decode: 300 * time.Millisecond,
-			Mix: block.Mix{Raw: block.Share{In: 4e6, Out: 4e6}, S2: block.Share{In: 1e6, Out: 5e5}, Zstd: block.Share{In: 144e6, Out: 70e6}},
+			Mix: block.Mix{Raw: block.Share{In: 4e6, Out: 4e6}, S2: block.Share{In: 1e6, Out: 5e5}, Zstd: block.Share{In: 4e6, Out: 2e6}, Carried: block.Share{In: 140e6, Out: 68e6}},
 		},
 		{Out: 289},
 		{In: 223_000_000, Out: 100_000, Matched: 223_000_000, Resent: 1},
