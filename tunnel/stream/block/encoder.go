@@ -1,11 +1,15 @@
 package block
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"net"
+	"runtime"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"stitch/compress"
 	"stitch/dedupe"
@@ -26,19 +30,23 @@ type Encoder struct {
 	w      *dedupe.Writer // nil without a history
 	shop   *Shop
 	connID uint64
-	slack  uint64 // how far a block's heads may lag
-	level  compress.Level
+	slack  uint64               // how far a block's heads may lag
+	clock  func() time.Duration // nil: nothing is measured
+	level  compress.Level       // without a choice
 	closed atomic.Bool
 	opaque atomic.Uint64 // 1 + the number of blocks before Opaque; 0: not called
 	count  counters
 
-	renew atomic.Bool // begin a new context: what the peer has may be wrong
+	link  atomic.Uint64 // bytes per second, as a float64
+	blind atomic.Bool   // matching does not pay
+	renew atomic.Bool   // begin a new context: what the peer has may be wrong
 
 	// Of Match.
 	state state
 	model *model // nil before the first tokens
 
 	// Of Finish.
+	chooser *compress.Chooser // nil: no choice
 	gate    compress.Gate
 	context *compress.Encoder // nil if the stream has none
 	bulk    int               // bytes since the stream began or was idle
@@ -48,9 +56,13 @@ type Encoder struct {
 // Without a history (h is nil, or the mode does not use it) nothing is kept
 // and there is nothing to acknowledge. Close it.
 func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
-	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Extreme}
-	if o.Mode == Store {
+	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Strong}
+	switch {
+	case o.Mode == Store:
 		e.level = compress.Store
+	case o.Clock != nil:
+		e.clock = o.Clock
+		e.chooser = compress.NewChooser(cmp.Or(o.Floor, 100e6), runtime.GOMAXPROCS(0))
 	}
 	if h != nil && o.Mode == Full {
 		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
@@ -61,7 +73,17 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 
 // SetLink tells how many bytes a second the connection to the peer takes now;
 // 0 if unknown.
-func (e *Encoder) SetLink(bytesPerSecond float64) {}
+func (e *Encoder) SetLink(bytesPerSecond float64) {
+	e.link.Store(math.Float64bits(max(bytesPerSecond, 0)))
+}
+
+// now is the time of the clock; without one it stands still.
+func (e *Encoder) now() time.Duration {
+	if e.clock == nil {
+		return 0
+	}
+	return e.clock()
+}
 
 // Opaque says that what follows is encrypted: from the next block on the bytes
 // are framed and checked only. Call it where Match may be called.
@@ -83,7 +105,12 @@ type Work struct {
 	coder  rangeEncoder
 	before model // of the model, in case the tokens are not worth it
 	opaque bool
+	sample compress.Sample
 }
+
+// probeBlind is how seldom a block is matched when that does not pay, to see
+// whether it does again.
+const probeBlind = 64
 
 // Match does the first half of Append: it finds src in the history and puts it
 // there. src stays borrowed until Finish. The caller bounds how many Works
@@ -96,15 +123,22 @@ func (e *Encoder) Match(src []byte) *Work {
 	w.src, w.h, w.tokens = src, header{n: len(src), off: e.state.off}, w.tokens[:0]
 	h := &w.h
 	w.opaque = e.opaque.Load() > 0
+	w.sample = compress.Sample{In: len(src), Blind: e.blind.Load() && e.state.seq%probeBlind != 0}
+	began := e.now()
 	if e.w != nil && !w.opaque {
+		put := e.w.Put
+		if w.sample.Blind {
+			put = e.w.Plant
+		}
 		var err error
-		if h.block, err = e.w.Put(src); err == nil {
+		if h.block, err = put(src); err == nil {
 			h.setPlace(&e.state, e.slack)
 		}
 	}
 	h.block.Seq = e.state.seq
 	e.tokens(w)
 	e.state.advance(h)
+	w.sample.Match = e.now() - began
 	return w
 }
 
@@ -151,7 +185,16 @@ func gather(dst, src []byte, tokens []dedupe.Token) []byte {
 // used again.
 func (e *Encoder) Finish(dst []byte, w *Work) []byte {
 	h, b, start := &w.h, &w.h.block, len(dst)
+	if e.chooser != nil {
+		e.chooser.SetLink(math.Float64frombits(e.link.Load()))
+		e.level = e.chooser.Level()
+	}
 	dst = e.body(dst, w)
+	if e.chooser != nil && !w.opaque {
+		w.sample.Rest = len(dst) - start - w.sample.Out
+		e.chooser.Add(w.sample)
+		e.blind.Store(!e.chooser.Matching())
+	}
 	e.count.add(h.n, len(dst)-start, b.Matched, b.ZeroRuns, h.n-b.Matched-b.ZeroRuns)
 	w.src = nil
 	e.shop.works.Put(w)
@@ -180,27 +223,42 @@ func (e *Encoder) body(dst []byte, w *Work) []byte {
 func (e *Encoder) literals(dst, lits []byte, w *Work) []byte {
 	start := len(dst)
 	e.bulk += w.h.n
-	switch {
-	case len(lits) < minPacked || w.opaque || e.level == compress.Store || !e.gate.Try(lits):
+	if len(lits) < minPacked || w.opaque || e.level != compress.Store && !e.gate.Try(lits) {
 		dst = append(dst, lits...)
-	case e.carry():
-		dst, w.h.lits = e.context.Append(dst, lits), compress.Carried
-		e.gate.Report(len(lits), len(dst)-start)
-	default:
-		dst, w.h.lits = e.shop.codecs.Encode(dst, lits, e.level)
-		e.gate.Report(len(lits), len(dst)-start)
+	} else {
+		began := e.now()
+		dst = e.pack(dst, lits, w)
+		s := &w.sample
+		s.Lits, s.Level, s.Out, s.Pack = len(lits), e.level, len(dst)-start, e.now()-began
+		if e.level != compress.Store && len(lits) >= 1024 {
+			e.gate.Report(len(lits), s.Out)
+		}
 	}
 	e.count.used(w.h.lits, len(lits), len(dst)-start)
 	return dst
 }
 
+// pack appends the literals at the present level, in the context if there is
+// one.
+func (e *Encoder) pack(dst, lits []byte, w *Work) []byte {
+	if e.carry() {
+		w.h.lits = compress.Carried
+		return e.context.Append(dst, lits)
+	}
+	dst, w.h.lits = e.shop.codecs.Encode(dst, lits, e.level)
+	return dst
+}
+
 // carry says whether the literals go on in a context, and takes or changes it.
 func (e *Encoder) carry() bool {
+	if e.level < compress.Balanced {
+		return false // a context there is waits for the level to come back
+	}
 	if e.context != nil && (e.renew.Swap(false) || e.context.Level() != e.level) {
 		e.shop.codecs.Release(e.context)
 		e.context = nil
 	}
-	if e.context == nil && e.level >= compress.Balanced && e.bulk >= bulkSize {
+	if e.context == nil && e.bulk >= bulkSize {
 		e.context = e.shop.codecs.Encoder(e.level)
 	}
 	return e.context != nil

@@ -3,7 +3,7 @@ package block
 import "stitch/compress"
 
 // Pin makes every block be compressed at level l.
-func (e *Encoder) Pin(l compress.Level) { e.level = l }
+func (e *Encoder) Pin(l compress.Level) { e.level, e.chooser = l, nil }
 
 // Bulk makes the encoder take a context at once.
 func (e *Encoder) Bulk() { e.bulk = bulkSize }
