@@ -146,8 +146,8 @@
 //     tenants = "many" matches across streams in whole 64-byte lines only: a guess
 //     must be right about all of a line's unknown bytes at once, so a secret of 16
 //     bytes is 2^128 guesses instead of 16 times 2^8.
-//   - Domains have histories, connections and epochs of their own. The compressors
-//     keep nothing between blocks.
+//   - Domains have histories, connections and epochs of their own. What a compressor
+//     keeps between blocks belongs to one direction of one stream.
 //   - TLS and SSH streams are only accelerated: see sniffer.
 //
 // What remains: the sizes of a stream's blocks tell how well its own bytes

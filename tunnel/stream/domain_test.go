@@ -202,6 +202,37 @@ func TestRestarts(t *testing.T) {
 	}
 }
 
+// TestCutHandshakes breaks the connections of the first moments after a restart
+// at every step of their handshake, the bringing in step of the histories among
+// them: when connections hold again both sides find together, and nothing is taken
+// from a history that the other side has not.
+func TestCutHandshakes(t *testing.T) {
+	one := text(9, 1<<20)
+	for at := 0; at < 900; at += 41 {
+		bubble(t, 10*time.Millisecond, func(w *world) {
+			w.crossed(4000, one)
+			victim := w.b
+			if at%2 == 1 {
+				victim = w.a
+			}
+			victim.kill()
+			w.fabric.Cut(12, at)
+			victim.start()
+			time.Sleep(20 * time.Second)
+			w.crossed(4000, one)
+			if got := w.crossed(5000, one); got > int64(len(one)/50) {
+				t.Errorf("cut after %d bytes: a repeat took %d bytes", at, got)
+			}
+			for _, s := range []*site{w.a, w.b} {
+				p := s.proxy.Stats().Peers[0]
+				if d := domainOf(p, "lab"); p.Resent != 0 || !d.InStep || !d.Alive {
+					t.Errorf("cut after %d bytes: %s: %+v", at, s.cfg.Site, p)
+				}
+			}
+		})
+	}
+}
+
 // TestEncrypted: a stream that begins like TLS is only accelerated, whoever
 // begins and however often the same is sent; the control is the same bytes
 // behind one that is no TLS.

@@ -31,6 +31,8 @@ type Fabric struct {
 	failing map[netip.Addr]error
 	peers   map[netip.AddrPort]*Listener
 	waiting map[flow]chan answer
+	cuts    int // links' connections still to be cut,
+	cutAt   int // after so many bytes
 }
 
 // flow is a client's address and a server's.
@@ -75,6 +77,14 @@ func (f *Fabric) Fail(addr netip.Addr, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.failing[addr] = err
+}
+
+// Cut resets each of the next n connections between agents as soon as more than
+// so many bytes have been written to it, both ways together.
+func (f *Fabric) Cut(n, bytes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cuts, f.cutAt = n, bytes
 }
 
 func (f *Fabric) remove(m map[netip.AddrPort]*Listener, addr netip.AddrPort, l *Listener) {
@@ -216,6 +226,12 @@ func (n *Net) DialPeer(ctx context.Context, l stream.Link, port uint16) (stream.
 		return nil, fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	}
 	ours, theirs := Pipe(netip.AddrPortFrom(l.Local, 40000), to, 4*room, n.f.Delay)
+	n.f.mu.Lock()
+	if n.f.cuts > 0 {
+		n.f.cuts--
+		ours.p.limited, ours.p.limit = true, n.f.cutAt
+	}
+	n.f.mu.Unlock()
 	if !ln.offer(theirs) {
 		return nil, fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
 	}

@@ -40,6 +40,9 @@ type pair struct {
 	delay  time.Duration
 	halves [2]half
 	rst    bool
+
+	limited bool // after limit more bytes it is reset
+	limit   int
 }
 
 // Conn is one end of a connection in memory. It implements stream.Conn.
@@ -167,6 +170,11 @@ func (c *Conn) Write(b []byte) (int, error) {
 		if past(h.deadline[1]) {
 			return done, os.ErrDeadlineExceeded
 		}
+		if c.p.limited && len(b)-done > c.p.limit {
+			c.p.rst = true
+			c.p.cond.Broadcast()
+			continue
+		}
 		n := min(len(b)-done, c.p.room-h.size)
 		if n <= 0 {
 			c.wait(h.deadline[1])
@@ -176,6 +184,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 		h.segments = append(h.segments, segment{data, time.Now().Add(c.p.delay)})
 		h.size += n
 		done += n
+		c.p.limit -= n
 		c.p.cond.Broadcast()
 	}
 	return done, nil
