@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"net"
 	"os/exec"
 	"slices"
@@ -126,6 +127,56 @@ func TestE2EVLAN(t *testing.T) {
 	}
 }
 
+// TestE2EStorm is L-03 and L-04: a host sends broadcasts and unicast to hosts
+// that do not exist, thousands a second. Little of the one and nothing of the
+// other reaches the other site, and ping passes.
+func TestE2EStorm(t *testing.T) {
+	l := world(t, lab.Options{})
+	run(t, l, "s1", "ping", "-c2", "-i0.2", "-W2", "10.1.0.12")
+	src, dst := rawSocket(t, l, "s1"), rawSocket(t, l, "s2")
+	const length = 3 * time.Second
+	sent := make(chan int, 1)
+	go func() {
+		n := 0
+		frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0x53, 0x54, 0x01, 0x00, 0x11, 0x88, 0xb5}, make([]byte, 46)...)
+		stray := append([]byte{0x02, 0xee, 0, 0, 0, 0, 0x02, 0x53, 0x54, 0x01, 0x00, 0x11, 0x88, 0xb6}, make([]byte, 46)...)
+		for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			for range 10 {
+				stray[4], stray[5] = byte(n>>8), byte(n)
+				_, _ = unix.Write(src, frame)
+				_, _ = unix.Write(src, stray)
+				n++
+			}
+		}
+		sent <- n
+	}()
+	run(t, l, "s1", "ping", "-c12", "-i0.2", "-W2", "10.1.0.12") // fails if none is answered
+	n := <-sent
+	var storm, strays int
+	buf := make([]byte, 2048)
+	for quiet := time.Now().Add(500 * time.Millisecond); time.Now().Before(quiet); {
+		switch size, err := unix.Read(dst, buf); {
+		case err != nil:
+			time.Sleep(time.Millisecond)
+		case size > 14 && buf[12] == 0x88 && buf[13] == 0xb5:
+			storm++
+		case size > 14 && buf[12] == 0x88 && buf[13] == 0xb6:
+			strays++
+		}
+	}
+	st := segmentStats(t, l, "e1")
+	t.Logf("%d of each sent, %d broadcasts arrived, dropped %v, %d searches", n, storm, st.FromLAN, st.Queries)
+	if n < 2000 || storm == 0 || storm > 100+500*int(length/time.Second+1) || strays != 0 {
+		t.Errorf("%d broadcasts and %d strays of %d arrived, want 500 a second and none", storm, strays, n)
+	}
+	if st.FromLAN["limit-broadcast"] == 0 || st.FromLAN["unknown-unicast"] == 0 || st.Queries > 24*uint64(length/time.Second+1) {
+		t.Errorf("counted %v and %d searches", st.FromLAN, st.Queries)
+	}
+	if out := run(t, l, "s1", "ping", "-c5", "-i0.2", "-W2", "10.1.0.12"); !strings.Contains(out, " 0% packet loss") {
+		t.Errorf("after the storm: %s", out)
+	}
+}
+
 // rawSocket opens a packet socket on a host's eth0.
 func rawSocket(t *testing.T, l *lab.Lab, host string) (fd int) {
 	t.Helper()
@@ -142,7 +193,9 @@ func rawSocket(t *testing.T, l *lab.Lab, host string) (fd int) {
 		if err != nil {
 			return err
 		}
-		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+		err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20))
+		if err != nil {
 			return err
 		}
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: dev.Index})

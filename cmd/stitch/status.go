@@ -132,6 +132,9 @@ func printStatus(w io.Writer, st *control.Status) error {
 	for _, l := range st.Links {
 		row(l.Peer, l.State, rtt(l), fmt.Sprintf("%.1f%%", l.Loss*100), handshake(l), l.Endpoint)
 	}
+	if len(st.Segments) > 0 {
+		printSegments(row, st)
+	}
 	if len(st.Workloads) > 0 {
 		row("\nWORKLOAD", "SITE", "SEQ", "HERE")
 		for _, o := range st.Workloads {
