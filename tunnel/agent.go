@@ -63,7 +63,7 @@ type Seams struct {
 // Linux returns the seams of a real host.
 func Linux(cfg *config.Config, log *slog.Logger) Seams {
 	return Seams{
-		Devices: netdev.Linux{},
+		Devices: netdev.Linux{NoCut: cfg.Offload.NoCut, NoJoin: cfg.Offload.NoJoin},
 		Bind:    func(string) conn.Bind { return nil },
 		Attach: func(seg config.Segment, tap string) (*ether.Attachment, error) {
 			return ether.Attach(seg, tap, log)
@@ -165,9 +165,16 @@ func (a *Agent) serve(ctx context.Context, api control.Config, parts ...Runner) 
 	return nil
 }
 
-// RunLink is what the link process runs: the link plane of a real host.
+// RunLink is what the link process runs: the link plane of a real host, whose
+// offloads it tests first.
 func RunLink(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	return New(cfg, Linux(cfg, log), log).RunLink(ctx)
+	seams := Linux(cfg, log)
+	tested, err := netdev.Linux{NoCut: cfg.Offload.NoCut, NoJoin: cfg.Offload.NoJoin}.SelfTest()
+	if err != nil && log != nil {
+		log.Warn("offloads", "err", err)
+	}
+	seams.Devices = tested
+	return New(cfg, seams, log).RunLink(ctx)
 }
 
 // RunStream is what the stream process runs: the stream plane of a real host.

@@ -24,6 +24,8 @@ type Config struct {
 	PrivateKey Key
 	// Subnets are the prefixes of this site that peers may reach.
 	Subnets []netip.Prefix
+	// Offload says which offloads are not used; see offload_off.
+	Offload Offload
 	// Peers are the other sites, in file order. A peer's index plus one is its
 	// link number, used in marks and routing tables.
 	Peers []Peer

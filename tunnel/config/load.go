@@ -189,6 +189,7 @@ func (l *loader) site() {
 	}
 	l.cfg.Subnets = l.prefixes("subnets", l.raw.Subnets)
 	l.history()
+	l.offload()
 }
 
 // runDir checks the directory of the sockets.

@@ -9,6 +9,7 @@ type rawConfig struct {
 	RunDir         string        `toml:"run_dir" eg:"'/run/stitch/dc1'"`
 	PrivateKeyFile string        `toml:"private_key_file" eg:"'dc1.key'"`
 	Subnets        []string      `toml:"subnets" eg:"['10.1.0.0/24']"`
+	OffloadOff     []string      `toml:"offload_off" eg:"['train']"`
 	Peer           []rawPeer     `toml:"peer"`
 	Segment        []rawSegment  `toml:"segment"`
 	Domain         []rawDomain   `toml:"domain"`

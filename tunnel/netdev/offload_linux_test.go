@@ -2,128 +2,40 @@ package netdev
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
-	"sync"
+	"os"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"stitch/tunnel/netdev/super"
 )
 
-// end is a device in a namespace of its own, with a host's addresses.
-type end struct {
-	dev Device
-	ns  netns.NsHandle
-	a4  netip.Addr
-	a6  netip.Addr
-}
-
-// ends opens two devices in two namespaces; the caller's thread ends up in the
-// second's.
-func ends(t *testing.T, o Linux, link super.Link) (both [2]end, err error) {
-	for i := range both {
-		e := &both[i]
-		if e.ns, err = netns.New(); err != nil {
-			return both, err
-		}
-		t.Cleanup(func() { e.ns.Close() })
-		if link == super.Ethernet {
-			e.dev, err = o.OpenTAP("x", 1500)
-		} else {
-			e.dev, err = o.OpenTUN("x", 1500)
-		}
-		if err != nil {
-			return both, err
-		}
-		l, _ := netlink.LinkByName("x")
-		e.a4, e.a6 = netip.AddrFrom4([4]byte{10, 9, 0, byte(i + 1)}), netip.AddrFrom16([16]byte{0xfd, 15: byte(i + 1)})
-		for _, a := range []string{e.a4.String() + "/24", e.a6.String() + "/64"} {
-			addr, _ := netlink.ParseAddr(a)
-			addr.Flags = unix.IFA_F_NODAD
-			err = errors.Join(err, netlink.AddrAdd(l, addr))
-		}
-		if err = errors.Join(err, netlink.LinkSetUp(l)); err != nil {
-			return both, err
-		}
+// onThread runs f on a thread that dies with the namespaces it enters.
+func onThread(t *testing.T, f func() error) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: TAP devices and network namespaces")
 	}
-	return both, nil
-}
-
-// tally is what a cable saw.
-type tally struct{ packets, supers, long atomic.Int64 }
-
-// cable carries packets from one device to the other as a link does: cut to
-// max bytes, in batches. What is longer all the same crosses too.
-func cable(from, to Device, link super.Link, max int, seen *tally) {
-	bufs, sizes := make([][]byte, super.MaxBatch), make([]int, super.MaxBatch)
-	for i := range bufs {
-		bufs[i] = make([]byte, BufferLen)
+	if _, err := os.Stat(clonePath); err != nil {
+		t.Skip("needs ", clonePath)
 	}
-	var cut super.Splitter
-	var batch [][]byte
-	for {
-		n, err := from.Read(bufs, sizes, MinOffset)
-		if err != nil {
-			return
-		}
-		batch = batch[:0]
-		for i, b := range bufs[:n] {
-			h := super.Header{}
-			if link == super.Ethernet {
-				if h, err = super.ParseHeader(b[MinOffset-super.HeaderLen:]); err != nil {
-					return
-				}
-			}
-			if h.Kind != super.None {
-				seen.supers.Add(1)
-			}
-			if cut.Start(b[MinOffset:][:sizes[i]], h, link, max) != nil {
-				return
-			}
-			for k := cut.Len(); k > 0; k = cut.Len() {
-				p := make([]byte, k)
-				cut.Next(p)
-				batch = append(batch, p)
-				seen.packets.Add(1)
-				if k > max {
-					seen.long.Add(1)
-				}
-			}
-		}
-		if _, err := to.Write(batch, 0); err != nil {
-			return
-		}
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		failed <- f()
+	}()
+	if err := <-failed; err != nil {
+		t.Error(err)
 	}
-}
-
-// connect lays cables both ways until the test ends.
-func connect(t *testing.T, both [2]end, link super.Link, max int) *[2]tally {
-	seen := new([2]tally)
-	var wg sync.WaitGroup
-	for i := range both {
-		if c, ok := both[i].dev.(Cutter); ok {
-			c.CutTo(max)
-		}
-		wg.Go(func() { cable(both[i].dev, both[1-i].dev, link, max, &seen[i]) })
-	}
-	t.Cleanup(func() {
-		both[0].dev.Close()
-		both[1].dev.Close()
-		wg.Wait()
-	})
-	return seen
 }
 
 // The kernel's own TCP, through two devices: every byte arrives, with each
@@ -132,70 +44,43 @@ func TestTCPThroughOffloads(t *testing.T) {
 	for _, link := range []super.Link{super.Ethernet, super.IP} {
 		for _, o := range []Linux{{}, {NoCut: true}, {NoJoin: true}, {NoCut: true, NoJoin: true}} {
 			t.Run(fmt.Sprintf("link %d, %+v", link, o), func(t *testing.T) {
-				inNamespace(t, func(t *testing.T) { tcpThrough(t, o, link) })
+				onThread(t, func() error { return tcpThrough(t, o, link) })
 			})
 		}
 	}
 }
 
-func tcpThrough(t *testing.T, o Linux, link super.Link) {
-	both, err := ends(t, o, link)
+func tcpThrough(t *testing.T, o Linux, link super.Link) error {
+	both, err := o.testEnds(link)
 	if err != nil {
-		t.Error(err)
-		return
+		return err
 	}
-	seen := connect(t, both, link, 1400)
-	const size = 8 << 20
-	data := make([]byte, size)
-	rng := rand.NewChaCha8([32]byte{1})
-	rng.Read(data)
-	for _, ip := range []netip.Addr{both[1].a4, both[1].a6} {
-		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(ip, 7)))
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		sum := make(chan [32]byte, 1)
-		go func() {
-			defer l.Close()
-			c, err := l.Accept()
-			if err != nil {
-				sum <- [32]byte{}
-				return
+	const max = 1400
+	var packets, supers, long atomic.Int64
+	defer both.cable(link, max, func(from int, h super.Header, cut *super.Splitter) {
+		if from == 0 {
+			packets.Add(int64(cut.Count()))
+			if h.Kind != super.None {
+				supers.Add(1)
 			}
-			c.SetDeadline(time.Now().Add(30 * time.Second))
-			got, _ := io.ReadAll(c)
-			sum <- sha256.Sum256(got)
-			c.Close()
-		}()
-		if err := send(both[0].ns, both[1].ns, netip.AddrPortFrom(ip, 7), data); err != nil {
-			t.Error(err)
+			if cut.Len() > max {
+				long.Add(1)
+			}
 		}
-		if <-sum != sha256.Sum256(data) {
-			t.Errorf("%v: other bytes arrived", ip)
+	})()
+	for _, ip := range []netip.Addr{both[1].ip4, both[1].ip6} {
+		if err := both.send(ip, 8<<20, 30*time.Second); err != nil {
+			return fmt.Errorf("%v: %w", ip, err)
 		}
 	}
-	if supers := seen[0].supers.Load(); link == super.Ethernet && (supers > 0) == o.NoCut {
-		t.Errorf("%d super-frames", supers)
+	if n := supers.Load(); link == super.Ethernet && (n > 0) == o.NoCut {
+		t.Errorf("%d super-frames", n)
 	}
 	// What the kernel hands over as one packet of 1500 bytes stays one.
-	if long, all := seen[0].long.Load(), seen[0].packets.Load(); long > all/20 && !o.NoCut {
-		t.Errorf("%d packets of %d are longer than asked for", long, all)
+	if n := long.Load(); n > packets.Load()/20 && !o.NoCut {
+		t.Errorf("%d packets of %d are longer than asked for", n, packets.Load())
 	}
-}
-
-// send dials from namespace from and writes data; the thread returns to back.
-func send(from, back netns.NsHandle, to netip.AddrPort, data []byte) error {
-	if err := netns.Set(from); err != nil {
-		return err
-	}
-	c, err := net.DialTCP("tcp", nil, net.TCPAddrFromAddrPort(to))
-	if err := errors.Join(err, netns.Set(back)); err != nil {
-		return err
-	}
-	c.SetDeadline(time.Now().Add(30 * time.Second))
-	_, err = io.Copy(c, bytes.NewReader(data))
-	return errors.Join(err, c.Close())
+	return nil
 }
 
 // A train of datagrams written at once (UDP_SEGMENT) arrives as these
@@ -203,35 +88,32 @@ func send(from, back netns.NsHandle, to netip.AddrPort, data []byte) error {
 func TestUDPTrains(t *testing.T) {
 	for _, o := range []Linux{{}, {NoCut: true}, {NoJoin: true}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
-			inNamespace(t, func(t *testing.T) {
-				both, err := ends(t, o, super.Ethernet)
+			onThread(t, func() error {
+				both, err := o.testEnds(super.Ethernet)
 				if err != nil {
-					t.Error(err)
-					return
+					return err
 				}
-				connect(t, both, super.Ethernet, 1400)
-				trains(t, both)
+				defer both.cable(super.Ethernet, 1400, nil)()
+				return trains(&both)
 			})
 		})
 	}
 }
 
-func trains(t *testing.T, both [2]end) {
-	in, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(both[1].a4, 7)))
+func trains(both *testEnds) error {
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(both[1].ip4, 7))
+	in, err := net.ListenUDP("udp4", to)
 	if err != nil {
-		t.Error(err)
-		return
+		return err
 	}
 	defer in.Close()
 	in.SetDeadline(time.Now().Add(10 * time.Second))
-	if err := netns.Set(both[0].ns); err != nil {
-		t.Error(err)
-		return
+	if err := unix.Setns(both[0].ns, unix.CLONE_NEWNET); err != nil {
+		return err
 	}
-	out, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(both[1].a4, 7)))
+	out, err := net.DialUDP("udp4", nil, to)
 	if err != nil {
-		t.Error(err)
-		return
+		return err
 	}
 	defer out.Close()
 	const size, count = 1000, 20
@@ -239,24 +121,21 @@ func trains(t *testing.T, both [2]end) {
 	for i := range data {
 		data[i] = byte(i / size)
 	}
-	out.Write([]byte("first")) // resolves the neighbour
 	buf := make([]byte, 2000)
+	out.Write([]byte("first")) // resolves the neighbour
 	if n, err := in.Read(buf); err != nil || string(buf[:n]) != "first" {
-		t.Errorf("%q, %v", buf[:n], err)
-		return
+		return fmt.Errorf("%q, %w", buf[:n], err)
 	}
 	if _, _, err := out.WriteMsgUDP(data, segmentSize(size), nil); err != nil {
-		t.Error(err)
-		return
+		return err
 	}
 	for i := range count {
 		n, err := in.Read(buf)
-		want := data[i*size : min((i+1)*size, len(data))]
-		if err != nil || !bytes.Equal(buf[:n], want) {
-			t.Errorf("datagram %d: %d bytes, %v", i, n, err)
-			return
+		if want := data[i*size : min((i+1)*size, len(data))]; err != nil || !bytes.Equal(buf[:n], want) {
+			return fmt.Errorf("datagram %d: %d bytes, %w", i, n, err)
 		}
 	}
+	return nil
 }
 
 // segmentSize is the control message that asks for datagrams of n bytes.
@@ -267,4 +146,107 @@ func segmentSize(n uint16) []byte {
 	h.SetLen(unix.CmsgLen(2))
 	b[unix.CmsgLen(0)], b[unix.CmsgLen(0)+1] = byte(n), byte(n>>8)
 	return b
+}
+
+func TestSelfTest(t *testing.T) {
+	for _, l := range []Linux{{}, {NoCut: true}, {NoCut: true, NoJoin: true}} {
+		onThread(t, func() error {
+			got, err := l.SelfTest()
+			if got != l {
+				t.Errorf("%+v became %+v", l, got)
+			}
+			return err
+		})
+	}
+}
+
+// What corrupts is switched off, and nothing else; a test that could not be
+// made switches nothing off.
+func TestChoose(t *testing.T) {
+	broken := errors.New("other bytes arrive")
+	for _, c := range []struct {
+		name string
+		from Linux
+		good func(Linux) bool
+		want Linux
+		says string
+	}{
+		{"good", Linux{}, func(Linux) bool { return true }, Linux{}, ""},
+		{"joining", Linux{}, func(l Linux) bool { return l.NoJoin }, Linux{NoJoin: true}, "without joining"},
+		{"cutting", Linux{}, func(l Linux) bool { return l.NoCut }, Linux{NoCut: true}, "without cutting"},
+		{"both", Linux{}, func(l Linux) bool { return l.NoCut && l.NoJoin }, Linux{NoCut: true, NoJoin: true}, "all are off"},
+		{"joining, cutting is off", Linux{NoCut: true}, func(l Linux) bool { return l.NoJoin }, Linux{NoCut: true, NoJoin: true}, "without joining"},
+	} {
+		got, err := c.from.choose(func(l Linux) error {
+			if c.good(l) {
+				return nil
+			}
+			return broken
+		})
+		if got != c.want || (err != nil) != (c.says != "") || err != nil && (!strings.Contains(err.Error(), c.says) || !errors.Is(err, broken)) {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+	if got, err := (Linux{}).choose(func(Linux) error { return errSetUp }); got != (Linux{}) || !errors.Is(err, errSetUp) {
+		t.Errorf("not tested: %+v, %v", got, err)
+	}
+}
+
+// The kernel refuses super-packets, but takes their packets: after three of
+// these no more are made, and nothing is lost. What it refuses singly too is
+// the caller's to count.
+func TestNoJoin(t *testing.T) {
+	onThread(t, func() error {
+		both, err := Linux{}.testEnds(super.Ethernet)
+		if err != nil {
+			return err
+		}
+		defer both.close()
+		d := both[0].dev.(*device)
+		put, refused := d.out.put, 0
+		d.out.put = func(fd uintptr) bool {
+			if len(d.out.iov) > 2 { // header and packet
+				refused++
+				d.out.err = unix.EINVAL
+				return true
+			}
+			return put(fd)
+		}
+		var cut super.Splitter
+		for i := range 5 {
+			batch := train(t, &cut)
+			n, err := d.Write(batch, 0)
+			if n != len(batch) || (err != nil) != (i == maxRefused-1) || err != nil && !errors.Is(err, ErrNoJoin) {
+				t.Errorf("train %d: %d of %d written, %v", i, n, len(batch), err)
+			}
+			if err != nil && !strings.Contains(err.Error(), "device test") {
+				t.Error(err)
+			}
+		}
+		if refused != maxRefused {
+			t.Errorf("%d super-packets tried", refused)
+		}
+		d.out.put = func(uintptr) bool { d.out.err = unix.EIO; return true }
+		if n, err := d.Write(train(t, &cut), 0); n != 0 || !errors.Is(err, unix.EIO) {
+			t.Errorf("%d written, %v", n, err)
+		}
+		return nil
+	})
+}
+
+// train returns packets that can be joined.
+func train(t *testing.T, cut *super.Splitter) (batch [][]byte) {
+	p := make([]byte, 54+1000)
+	copy(p, []byte{2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0x04, 0x10, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2,
+		0, 7, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0})
+	h := super.Header{Partial: true, Kind: super.TCP4, Size: 100, Start: 34, Offset: 16}
+	if err := cut.Start(p, h, super.Ethernet, 1500); err != nil {
+		t.Fatal(err)
+	}
+	for n := cut.Len(); n > 0; n = cut.Len() {
+		b := make([]byte, n)
+		cut.Next(b)
+		batch = append(batch, b)
+	}
+	return batch
 }

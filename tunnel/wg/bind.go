@@ -26,6 +26,8 @@ type binder struct {
 	left func(n int)
 
 	backlog backlog
+	// apart says that no two datagrams may leave in one call.
+	apart atomic.Bool
 	// watching says that received has to see data messages.
 	watching atomic.Bool
 
@@ -97,7 +99,7 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 			data++
 		}
 	}
-	err := b.Bind.Send(bufs, ep)
+	err := b.send(bufs, ep)
 	if err != nil {
 		b.count.sendErrors.Add(1)
 	} else {
@@ -108,6 +110,20 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 		b.left(data)
 	}
 	return err
+}
+
+// send passes datagrams on, together or one at a time.
+func (b *binder) send(bufs [][]byte, ep conn.Endpoint) error {
+	if !b.apart.Load() {
+		return b.Bind.Send(bufs, ep)
+	}
+	var first error
+	for i := range bufs {
+		if err := b.Bind.Send(bufs[i:i+1], ep); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
 }
 
 // sending lets the handshaker see a message and arms the timer for its copies.

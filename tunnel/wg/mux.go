@@ -258,6 +258,20 @@ func (m *mux) sendControl(kind carrier.Kind, msg []byte) bool {
 	return true
 }
 
+// sendProbes queues n copies of a probe, so that they leave together, if there
+// is room for all.
+func (m *mux) sendProbes(msg []byte, n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.isClosed() || !m.control.room(n) {
+		return
+	}
+	for range n {
+		m.split(carrier.Probe, 0, msg, m.control.push)
+	}
+	m.notifyLocked()
+}
+
 // split writes a message as the packets that next returns. The message must
 // be one that carrier.Split can cut.
 func (m *mux) split(kind carrier.Kind, segment uint16, msg []byte, next func(int) []byte) {

@@ -48,7 +48,10 @@ func (l *Link) run(ctx context.Context) {
 					l.pollStock(now)
 				}
 			} else {
-				l.probe(now)
+				// Not in one tick: the two would leave together.
+				if !l.probe(now) {
+					l.train(now)
+				}
 			}
 			if l.currentState() != Up && l.probing.Load() && now.Sub(kicked) >= kickInterval {
 				kicked = now
@@ -73,10 +76,10 @@ func (l *Link) currentState() State {
 	return l.state
 }
 
-// probe sends a probe when one is due.
-func (l *Link) probe(now time.Time) {
+// probe sends a probe when one is due, and reports whether it was.
+func (l *Link) probe(now time.Time) (sent bool) {
 	if !l.probing.Load() {
-		return
+		return false
 	}
 	l.mu.Lock()
 	request, send := l.prober.tick(now)
@@ -87,6 +90,7 @@ func (l *Link) probe(now time.Time) {
 		var b [probeLen]byte
 		l.mux.sendControl(carrier.Probe, request.append(b[:0]))
 	}
+	return send
 }
 
 // judge takes note of the link's quality and logs what changes while it is up;
@@ -105,6 +109,10 @@ func (l *Link) judge() {
 
 // onProbe answers a probe of the peer, or takes in the answer to ours.
 func (l *Link) onProbe(msg []byte, now time.Time) {
+	if m, ok := parseTrain(msg); ok {
+		l.onTrain(m, now)
+		return
+	}
 	in, ok := parseProbe(msg)
 	if !ok {
 		l.count.dropForeign.Add(1)
@@ -122,6 +130,38 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 	if send {
 		var b [probeLen]byte
 		l.mux.sendControl(carrier.Probe, echo.append(b[:0]))
+	}
+}
+
+// onTrain takes in a message about trains.
+func (l *Link) onTrain(m trainMsg, now time.Time) {
+	l.mu.Lock()
+	reply, send := l.platform.receive(m)
+	if m.kind == answer {
+		l.trainer.answered(m, now)
+	}
+	harmful := l.trainer.harmful
+	l.mu.Unlock()
+	if send {
+		l.mux.sendControl(carrier.Probe, reply.append(nil))
+	}
+	if harmful && !l.bind.apart.Swap(true) {
+		l.log.Warn("datagrams that leave in one call get lost on the way, one at a time they do not: sending them one at a time from now on, which is slower; " +
+			"the kernel's UDP segmentation offload or the network card's is broken")
+	}
+}
+
+// train sends what the trainer has to send.
+func (l *Link) train(now time.Time) {
+	l.mu.Lock()
+	cars, ask := l.trainer.tick(now)
+	m := trainMsg{kind: car, id: l.trainer.id}
+	l.mu.Unlock()
+	if ask {
+		m.kind, cars = question, 1
+	}
+	if cars > 0 {
+		l.mux.sendProbes(m.append(nil), cars)
 	}
 }
 
@@ -155,6 +195,9 @@ func (l *Link) setState(s State, now time.Time) {
 	}
 	l.log.Info("link "+string(s), "before", string(l.state), "for", now.Sub(l.since).Round(time.Millisecond))
 	l.state, l.since = s, now
+	if s == Up && !l.cfg.Stock && !l.cfg.Apart {
+		l.trainer.start(now)
+	}
 	l.mux.setUp(s == Up)
 	select {
 	case l.edge <- struct{}{}:

@@ -38,6 +38,7 @@ type simNet struct {
 	rng   *rand.Rand
 	dead  bool
 	deaf  [2]bool // nothing arrives at this end
+	torn  bool    // what leaves in one call gets lost
 	drops func(from int, p []byte) bool
 	done  chan struct{}
 	wg    sync.WaitGroup
@@ -185,6 +186,12 @@ func (b *simBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 		return net.ErrClosed
 	}
 	n := b.net
+	n.mu.Lock()
+	torn := n.torn && len(bufs) > 1
+	n.mu.Unlock()
+	if torn {
+		return nil
+	}
 	for _, p := range bufs {
 		n.mu.Lock()
 		lost := n.loss > 0 && n.rng.Float64() < n.loss || n.drops != nil && n.drops(b.self, p)

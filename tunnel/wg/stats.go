@@ -39,6 +39,9 @@ type Stats struct {
 	// Released counts held packets and frames sent when the link came up.
 	Released uint64 `json:"released"`
 	Held     int    `json:"held"`
+	// Apart says that datagrams leave one at a time: configured, or because
+	// trains of them got lost.
+	Apart bool `json:"apart"`
 
 	Drops      Drops         `json:"drops"`
 	Errors     Errors        `json:"errors"`

@@ -82,6 +82,10 @@ type Config struct {
 	// Stock says that the peer is a WireGuard implementation without stitch:
 	// plain IP packets only, no probes.
 	Stock bool
+	// Apart sends datagrams one at a time, never several in one call: the way
+	// out where UDP segmentation offload harms. A link that finds out that it
+	// does, does so by itself.
+	Apart bool
 	// Resolver looks up the host of Endpoint; nil means net.DefaultResolver.
 	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
@@ -135,11 +139,13 @@ type Link struct {
 	probing atomic.Bool   // the peer can be reached, as far as we know
 	edge    chan struct{} // the state changed
 
-	mu      sync.Mutex
-	prober  *prober
-	state   State
-	since   time.Time
-	quality quality.Report
+	mu       sync.Mutex
+	prober   *prober
+	trainer  trainer
+	platform platform
+	state    State
+	since    time.Time
+	quality  quality.Report
 }
 
 // Open starts a link. It returns as soon as the UDP socket is open; the peer
@@ -162,6 +168,7 @@ func Open(cfg Config) (*Link, error) {
 	ours := PublicKey(cfg.PrivateKey)
 	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
 	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.departed)
+	l.bind.apart.Store(cfg.Apart)
 	l.mux.arrived = l.bind.backlog.left
 	if err := l.start(host, port); err != nil {
 		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
@@ -284,5 +291,6 @@ func (l *Link) Stats() Stats {
 	s.LastHandshake, s.Endpoint = info.handshake, info.endpoint
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
+	s.Apart = l.bind.apart.Load()
 	return s
 }
