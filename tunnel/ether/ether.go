@@ -28,7 +28,9 @@
 // tags, LLC/SNAP with a right length only, no tag inside SNAP. A segment
 // carries the untagged network (priority tags, VLAN 0, are part of it) and the
 // VLANs that its configuration lists, with all that is inside their outer tag.
-// Each is a network of its own for everything below. The configuration may also
+// Each outer VLAN is a network of its own for everything below; behind a second
+// tag no IP addresses are learnt. Workloads and the gateway are of the untagged
+// network. The configuration may also
 // name the only protocols besides IP that cross, and let DHCP, router
 // advertisements or spanning tree pass.
 //
@@ -87,7 +89,8 @@
 // but probes is looked at then; what was learnt is forgotten, since it may be
 // wrong; routed traffic and streams go on. 5 s after the last probe the segment
 // carries again. Anybody on a LAN who sends frames back can cause this, as he
-// can cause a loop.
+// can cause a loop. The edge of another segment on the same LAN is taken for one
+// too: a LAN is stretched by one segment, to as many sites as wanted.
 //
 // # More than two sites
 //

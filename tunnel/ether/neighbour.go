@@ -123,10 +123,11 @@ func (e *entry) refresh(now time.Duration, ip netip.Addr) {
 }
 
 // answerable returns the neighbour that h asks for, if it is certain enough
-// where it is that the request need not cross; else nil.
+// where it is that the request need not cross; else nil. Behind two tags the
+// addresses are of the networks of the inner ones: nothing is known of them.
 func (t *table) answerable(now time.Duration, h *header, in *info) *neighbour {
 	n := t.byIP[ipKey{in.wants, h.vlan}]
-	if n == nil || h.snap {
+	if n == nil || h.snap || h.inner != 0 {
 		return nil
 	}
 	e, asker, seen := n.owner, keyOf(h.src, h.vlan), n.seen

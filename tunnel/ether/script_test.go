@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite the scripts in testdata; read t
 //	                                    vlans=10 is what it carries tagged
 //	workload mac=50 ip=10.1.0.50 at=dc2 before the first frame; at=here: local
 //	at 1.5s                             sets the time
-//	frame port=lan src=aa dst=bb [type=...] [ip=] [for=] [vlan=] [times=]
+//	frame port=lan src=aa dst=bb [type=...] [ip=] [for=] [vlan=] [outer=] [times=]
 //	claim mac=50 at=dc2
 //	tick
 //	table                               prints where each MAC is
@@ -205,6 +205,9 @@ func scriptFrame(args map[string]string) []byte {
 	}
 	if id, err := strconv.ParseUint(args["vlan"], 10, 16); err == nil {
 		frame = tagged(frame, 0x8100, uint16(id))
+	}
+	if id, err := strconv.ParseUint(args["outer"], 10, 16); err == nil {
+		frame = tagged(frame, 0x88a8, uint16(id))
 	}
 	return frame
 }

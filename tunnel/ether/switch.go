@@ -201,8 +201,10 @@ func (s *Switch) learn(now time.Duration, h *header, in *info, at Place, v *Verd
 		v.Froze = s.table.move(now, e, at)
 		moved = true
 	}
-	s.bind(now, e, in, v)
-	if at == Local {
+	if h.inner == 0 {
+		s.bind(now, e, in, v)
+	}
+	if at == Local && h.vlan == 0 {
 		s.report(now, h, in, e, moved, v)
 	}
 }
