@@ -33,9 +33,10 @@ type domainView struct {
 	Matched int64  `json:"matched"`
 	Zero    int64  `json:"zero"`
 	Mix     struct {
-		Raw, S2, Zstd struct {
-			In int64 `json:"in"`
-		}
+		Raw     shareView `json:"raw"`
+		S2      shareView `json:"s2"`
+		Zstd    shareView `json:"zstd"`
+		Carried shareView `json:"zstd_carried"`
 	} `json:"mix"`
 	History struct {
 		Size   int64 `json:"size"`
@@ -48,6 +49,11 @@ type domainView struct {
 			Loaded  int64  `json:"loaded"`
 		} `json:"store"`
 	} `json:"history"`
+}
+
+// shareView is what a codec was given.
+type shareView struct {
+	In int64 `json:"in"`
 }
 
 // printStreams adds the tables about streams and histories.
@@ -108,7 +114,8 @@ func (d *domainView) store() string {
 // codecs says by which codecs the literals were carried.
 func (d *domainView) codecs() string {
 	m := &d.Mix
-	all := m.Raw.In + m.S2.In + m.Zstd.In
+	zstd := m.Zstd.In + m.Carried.In
+	all := m.Raw.In + m.S2.In + zstd
 	if all == 0 {
 		return "-"
 	}
@@ -116,7 +123,7 @@ func (d *domainView) codecs() string {
 	for _, c := range []struct {
 		name string
 		in   int64
-	}{{"zstd", m.Zstd.In}, {"s2", m.S2.In}, {"raw", m.Raw.In}} {
+	}{{"zstd", zstd}, {"s2", m.S2.In}, {"raw", m.Raw.In}} {
 		if c.in > 0 {
 			out = append(out, c.name+" "+percent(c.in, all))
 		}

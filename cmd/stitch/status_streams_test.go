@@ -12,7 +12,7 @@ import (
 func TestPrintStreams(t *testing.T) {
 	st := &control.Status{Streams: json.RawMessage(`{"peers":[{"peer":"dc2","domains":[
 		{"domain":"migration","ready":4,"alive":true,"open":2,"total":31,"passed":1,"bytes_out":634000000,"wire_out":305000000,
-		 "matched":317000000,"zero":6340000,"mix":{"raw":{"in":1},"s2":{"in":10},"zstd":{"in":89}},"in_step":true,
+		 "matched":317000000,"zero":6340000,"mix":{"raw":{"in":1},"s2":{"in":10},"zstd":{"in":9},"zstd_carried":{"in":80}},"in_step":true,
 		 "history":{"size":68719476736,"memory":1073741824,"index":100000000,"store":{"state":"loading","disk":5000000000,"loading":3,"loaded":1}}},
 		{"domain":"","alive":false,"last_error":"no route","history":{"size":1000}}]}]}`)}
 	var b strings.Builder

@@ -201,7 +201,7 @@ func (s *Traffic) add(r *relay) {
 
 // mix adds to Mix.
 func (s *Traffic) mix(o *block.Mix) {
-	for _, c := range []struct{ to, from *block.Share }{{&s.Mix.Raw, &o.Raw}, {&s.Mix.S2, &o.S2}, {&s.Mix.Zstd, &o.Zstd}} {
+	for _, c := range []struct{ to, from *block.Share }{{&s.Mix.Raw, &o.Raw}, {&s.Mix.S2, &o.S2}, {&s.Mix.Zstd, &o.Zstd}, {&s.Mix.Carried, &o.Carried}} {
 		c.to.In += c.from.In
 		c.to.Out += c.from.Out
 	}
