@@ -186,7 +186,7 @@ type PortRange struct{ First, Last uint16 }
 // History says how much of what crossed the codec keeps, and where. There is
 // one history per peer and domain, and each has two directions.
 type History struct {
-	// Size is the bytes kept per direction; default 256 MiB.
+	// Size is the bytes kept per direction, at most 64 GiB; default 256 MiB.
 	Size int64
 	// Memory is how much of Size lies in memory: all of it without Dir, else
 	// by default at most 1 GiB.

@@ -22,7 +22,7 @@ const (
 	maxList      = 256
 	maxWorkloads = 4096
 
-	minHistory, defaultHistory, maxHistory = 1 << 20, 256 << 20, 1 << 40
+	minHistory, defaultHistory, maxHistory = 1 << 20, 256 << 20, 64 << 30
 	// defaultMemory is how much of a history with a directory lies in memory.
 	defaultMemory = 1 << 30
 	// maxDomains is small: every domain has a history of its own with each peer.

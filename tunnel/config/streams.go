@@ -66,7 +66,7 @@ func (l *loader) size(path, text string, def, most int64) int64 {
 	}
 	n, err := ParseSize(text)
 	if l.check(path, err) && (n < minHistory || n > most) {
-		l.problem(path, "%s is out of range: use \"1MiB\" to \"1TiB\"", quote(text))
+		l.problem(path, "%s is out of range: use \"1MiB\" to \"64GiB\"", quote(text))
 	}
 	return n
 }
