@@ -128,3 +128,33 @@ func TestGate(t *testing.T) {
 		t.Error("still closed below the low mark")
 	}
 }
+
+// TestHistoryConfig holds where histories lie, and that no two stores share a
+// key or a directory.
+func TestHistoryConfig(t *testing.T) {
+	c := config.History{Size: 8 << 30, Memory: 1 << 30, Dir: "/var/lib/stitch/dc1", Key: config.Key{1}}
+	if got := historyConfig(c, "dc2", ""); got.Dir != "" || got.Key != nil || got.Size != maxPrivate {
+		t.Errorf("streams by themselves: %+v", got)
+	}
+	dirs, keys := map[string]bool{}, map[string]bool{}
+	for _, peer := range []string{"dc2", "dc3"} {
+		for _, name := range []string{"a", "b"} {
+			got := historyConfig(c, peer, name)
+			if got.Size != c.Size || got.Memory != c.Memory || len(got.Key) != 32 || got.Dir != "/var/lib/stitch/dc1/"+peer+"/"+name {
+				t.Errorf("%s, %s: %+v", peer, name, got)
+			}
+			dirs[got.Dir], keys[string(got.Key)] = true, true
+		}
+	}
+	if len(dirs) != 4 || len(keys) != 4 {
+		t.Errorf("%d directories and %d keys for four stores", len(dirs), len(keys))
+	}
+	c.Key = config.Key{}
+	if got := historyConfig(c, "dc2", "a"); got.Key != nil || got.Dir == "" {
+		t.Errorf("without a key: %+v", got)
+	}
+	c.Dir = ""
+	if got := historyConfig(c, "dc2", "a"); got.Dir != "" || got.Size != c.Size {
+		t.Errorf("without a directory: %+v", got)
+	}
+}
