@@ -341,6 +341,92 @@ func (c *meshAccount) settle(frames uint64) {
 	}
 }
 
+// TestMeshPackets does the same with IP packets of 40 to 1500 bytes between the
+// link devices: each arrives as it was, in order, once, from the right link.
+func TestMeshPackets(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // see TestTwoAgents
+	packets := 50_000
+	if os.Getenv("STITCH_LONG") != "" {
+		packets = 1_000_000
+	}
+	synctest.Test(t, func(t *testing.T) {
+		sites := newMesh(t)
+		runMesh(t, sites, func() {
+			c := packetAccount{t: t, sites: sites, r: rand.New(rand.NewPCG(7, 7)), waiting: map[meshWay][][]byte{}}
+			for n := range packets {
+				c.send(uint64(n))
+				if n%50 == 49 {
+					time.Sleep(40 * time.Millisecond)
+					synctest.Wait()
+					c.collect()
+				}
+			}
+			c.settle(uint64(packets))
+		})
+	})
+}
+
+// packetAccount is what was sent between the link devices.
+type packetAccount struct {
+	t       *testing.T
+	sites   []*meshSite
+	r       *rand.Rand
+	waiting map[meshWay][][]byte
+}
+
+// meshWay is one direction of a link.
+type meshWay struct{ from, to int }
+
+// device is the link's device at one site, towards another.
+func (c *packetAccount) device(at, towards int) *netdevtest.Fake {
+	return c.sites[at].devices.Device(fmt.Sprintf("st-dc%d", towards+1))
+}
+
+// send gives a packet of random size to a random link.
+func (c *packetAccount) send(tag uint64) {
+	w := meshWay{from: c.r.IntN(3)}
+	w.to = (w.from + 1 + c.r.IntN(2)) % 3
+	body := append(binary.BigEndian.AppendUint64(nil, tag), make([]byte, 12+c.r.IntN(1461))...)
+	p := ipv4(netip.AddrFrom4([4]byte{10, 10, byte(w.from), 9}), netip.AddrFrom4([4]byte{10, 10, byte(w.to), 9}), body)
+	c.waiting[w] = append(c.waiting[w], p)
+	c.device(w.from, w.to).In <- bytes.Clone(p)
+}
+
+// collect wants everything that was sent, and nothing else.
+func (c *packetAccount) collect() {
+	for w, want := range c.waiting {
+		out := c.device(w.to, w.from).Out
+		if len(out) != len(want) {
+			c.t.Fatalf("%d packets of %d arrived from dc%d at dc%d", len(out), len(want), w.from+1, w.to+1)
+		}
+		for i, p := range want {
+			if got := <-out; !bytes.Equal(got, p) {
+				c.t.Fatalf("packet %d from dc%d to dc%d: %x, want %x", i, w.from+1, w.to+1, got[:28], p[:28])
+			}
+		}
+	}
+	clear(c.waiting)
+}
+
+// settle compares the account with the links' counters.
+func (c *packetAccount) settle(packets uint64) {
+	var sent, received uint64
+	for _, s := range c.sites {
+		for _, l := range s.status(c.t.Context()).Links {
+			var st wg.Stats
+			err := json.Unmarshal(l.Detail, &st)
+			st.Drops.ControlDown = 0 // what the agents had to say before the link was up
+			if err != nil || st.Drops != (wg.Drops{}) {
+				c.t.Errorf("%s: %v, drops %+v", s.cfg.Site, err, st.Drops)
+			}
+			sent, received = sent+st.Tx.Packets, received+st.Rx.Packets
+		}
+	}
+	if sent != packets || received != sent {
+		c.t.Errorf("%d packets given, %d counted as sent, %d as received", packets, sent, received)
+	}
+}
+
 // meshForeign: dc2 sends into segment 200, which dc1 does not stretch to it.
 func meshForeign(t *testing.T, sites []*meshSite) {
 	sites[1].send(200, etherFrame(0xff, 0xdd, 7))

@@ -125,6 +125,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
@@ -228,9 +229,11 @@ type Stats struct {
 	// LearnRefused counts addresses not learnt because their place had used
 	// up its share of the table.
 	LearnRefused uint64 `json:"learn_refused"`
-	// Moves counts changes of place, Frozen the MACs frozen now.
-	Moves  uint64 `json:"moves"`
-	Frozen int    `json:"frozen"`
+	// Moves counts changes of place, Frozen the MACs frozen now, of which
+	// FrozenMACs are the first eight.
+	Moves      uint64   `json:"moves"`
+	Frozen     int      `json:"frozen"`
+	FrozenMACs []string `json:"frozen_macs,omitempty"`
 	// Addresses are the IP addresses whose MAC is known. Disputes counts those
 	// that MACs claimed by turns.
 	Addresses int    `json:"addresses"`
@@ -253,7 +256,7 @@ func (s *Stats) Alarms() (list []string) {
 		list = append(list, fmt.Sprintf("segment %d is blocked: %v; remove the second way between the LANs", s.Segment, s.Loop))
 	}
 	if s.Frozen > 0 {
-		list = append(list, fmt.Sprintf("segment %d: %d addresses move between sites too often and are frozen: look for a loop or a duplicate", s.Segment, s.Frozen))
+		list = append(list, fmt.Sprintf("segment %d: %d addresses move between sites too often and are frozen (%s): look for a loop or a duplicate", s.Segment, s.Frozen, strings.Join(s.FrozenMACs, ", ")))
 	}
 	return list
 }

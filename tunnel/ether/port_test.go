@@ -378,8 +378,9 @@ func TestFreezeAlarm(t *testing.T) {
 		if n := strings.Count(r.log.String(), "frozen"); n != 1 {
 			t.Errorf("%d warnings at once", n)
 		}
-		if st := r.Stats(); st.Frozen != 40 || st.Moves != 40*maxMoves {
-			t.Errorf("frozen %d, moves %d", st.Frozen, st.Moves)
+		st := r.Stats()
+		if alarms := st.Alarms(); st.Frozen != 40 || st.Moves != 40*maxMoves || len(alarms) != 1 || !strings.Contains(alarms[0], "02:07:00:00:00:07)") {
+			t.Errorf("frozen %d, moves %d, alarms %q", st.Frozen, st.Moves, alarms)
 		}
 		time.Sleep(moveWindow + 2*tickEvery)
 		if n := r.Stats().Frozen; n != 0 {

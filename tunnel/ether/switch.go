@@ -332,6 +332,9 @@ func (s *Switch) addTo(st *Stats, names []string) {
 		st.MACs[name] = s.table.places(Place(i + 1))
 	}
 	st.LearnRefused, st.Moves, st.Frozen = s.table.refused, s.table.moves, len(s.table.frozen)
+	for _, e := range s.table.frozen[:min(len(s.table.frozen), 8)] {
+		st.FrozenMACs = append(st.FrozenMACs, e.key.mac().String())
+	}
 	st.Queries, st.Loops, st.Loop = s.queries.sent, s.agents.loop.loops, s.Loop()
 	st.Announcements, st.Addresses, st.Disputes = s.reported, len(s.table.byIP), s.table.disputes
 }
