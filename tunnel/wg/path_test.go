@@ -305,3 +305,58 @@ func TestBothRestart(t *testing.T) {
 		}
 	})
 }
+
+// TestClockBack is C-01: an end restarts with a clock that was set
+// back. The other one takes no initiation of its, as older than the last; here
+// all are dropped. The link comes up by the other one's, whichever end it is.
+func TestClockBack(t *testing.T) {
+	for restarted := range 2 {
+		for _, away := range []time.Duration{time.Millisecond, time.Second, 2500 * time.Millisecond, time.Minute} {
+			bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
+				a, b := connected(t, n)
+				ends := [2]*simEnd{a, b}
+				time.Sleep(10 * time.Second)
+				ends[restarted].close(t)
+				n.set(func() {
+					n.drops = func(from int, p []byte) bool { return from == restarted && p[0] == 1 }
+				})
+				time.Sleep(away)
+				e := n.open(t, restarted)
+				defer e.close(t)
+				defer ends[1-restarted].close(t)
+				took := e.until(t, Up, 15*time.Second)
+				t.Logf("end %d, away %v: up after %v", restarted, away, took)
+				if took > 6*time.Second {
+					t.Errorf("end %d, away %v: up after %v, want 6 s", restarted, away, took)
+				}
+			})
+		}
+	}
+}
+
+// TestClockStep is C-02 and C-04: the clock of an end is set back while the link
+// is up, as after a time far ahead was corrected. For as long as that lasts only
+// the other end can renew the session.
+func TestClockStep(t *testing.T) {
+	for stepped := range 2 {
+		bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
+			a, b := connected(t, n)
+			defer a.close(t)
+			defer b.close(t)
+			time.Sleep(10 * time.Second)
+			n.set(func() {
+				n.drops = func(from int, p []byte) bool { return from == stepped && p[0] == 1 }
+			})
+			down := time.Duration(0)
+			for range time.Duration(times(20)) * time.Minute / (50 * time.Millisecond) {
+				time.Sleep(50 * time.Millisecond)
+				if a.currentState() != Up || b.currentState() != Up {
+					down += 50 * time.Millisecond
+				}
+			}
+			if down > 0 {
+				t.Errorf("end %d: not up for %v of %d minutes", stepped, down, times(20))
+			}
+		})
+	}
+}
