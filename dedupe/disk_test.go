@@ -279,8 +279,9 @@ func TestFailingDisk(t *testing.T) {
 	}
 }
 
-// TestUnreadable: chunks that cannot be read back are dropped; the blocks that
-// refer to them are repaired, and nothing wrong is delivered.
+// TestUnreadable: chunks that cannot be read back are dropped. If that shows
+// before the agreement they are not agreed upon, else the blocks that refer to
+// them are repaired; nothing wrong is delivered.
 func TestUnreadable(t *testing.T) {
 	for name, ruin := range map[string]func(b *agent){
 		"nothing": func(*agent) {},
@@ -307,7 +308,8 @@ func TestUnreadable(t *testing.T) {
 			b.loaded()
 			matched, missed := exchange(t, a, b, src.pool)
 			s := b.store()
-			if whole := name == "nothing"; whole != (missed == 0) || whole != (s.Damaged == 0) || matched == 0 {
+			whole := name == "nothing"
+			if whole && (missed > 0 || matched < len(src.pool)*9/10) || whole != (s.Damaged == 0) {
 				t.Errorf("%s: %d matched, %d missed, %+v", name, matched, missed, s)
 			}
 			if (name == "EIO") != (len(s.Alarms) > 0) {

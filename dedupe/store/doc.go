@@ -24,20 +24,24 @@
 //	0    magic "stS1"; flags 4: bit 0: encrypted; epoch 8, segment number 8,
 //	     sequence 8 (rises with every record written; the highest one counts)
 //	32   nonce 12 of the record, 0 if not encrypted
-//	44   digest 16; nonce 12 and tag 16 of the slot's bytes, 0 if not
-//	     encrypted; the map: for each 4 KiB page of the segment how many
-//	     leading bytes are valid, 256 x 2
-//	600  tag 16 of the record, 0 if not encrypted
-//	616  0
+//	44   digest 16; check 16 of the slot's bytes; nonce 12 and tag 16 of them,
+//	     0 if not encrypted; the map: for each 4 KiB page of the segment how
+//	     many leading bytes are valid, 256 x 2
+//	616  tag 16 of the record, 0 if not encrypted
+//	632  0
 //	1008 checksum 16: SHA-256 of the bytes before it, first half
 //
 // The digest is the first half of the SHA-256 of segment number 8, map, and
 // the segment's 1 MiB, in which bytes that are not valid are 0. It is what two
-// sites compare (package accord).
+// sites compare (package accord). Reading back needs less: check is the XXH3-128
+// of the 1 MiB before encryption, three times as fast as the digest. Who can
+// write to an unencrypted store could forge either; the tag of an encrypted one
+// nobody can.
 //
 // A segment is never overwritten in place: a newer version goes to a free
-// slot, and the old one's slot becomes free when the new record is written. So
-// a process that dies between two writes loses nothing that was on disk. Any
+// slot, and the old one's slot becomes free when the new record is written. A
+// slot's record is erased before its bytes change. So a process that dies
+// between two writes loses nothing that was on disk and leaves nothing damaged. Any
 // slot can hold any segment, so a store can grow and shrink between two runs.
 // The files are sparse and grow with use, up to 16 slots more than the history
 // has segments: a store that reserved 128 GiB at its first start would fill
@@ -62,7 +66,7 @@
 //
 // The configured key is for many stores; each uses HKDF-SHA256 of it with the
 // salt of its state and "stitch history" as info, for AES-256-GCM. Every write
-// has a fresh random nonce. A record's bytes 44 to 600 are sealed with its
+// has a fresh random nonce. A record's bytes 44 to 616 are sealed with its
 // first 44 as additional data; they contain the nonce and tag of the slot's
 // bytes, so nothing can be exchanged one by one. Key check is the HMAC of
 // "stitch key check" under the derived key. What a thief of the disk learns is

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/zeebo/xxh3"
+
 	"stitch/dedupe/accord"
 )
 
@@ -222,14 +224,18 @@ func (l *Log) Write(epoch, seg uint64, m *Map, data []byte, sum accord.Digest) e
 	if err != nil {
 		return err
 	}
-	r := record{epoch: epoch, segment: seg, sequence: sequence, digest: sum, pages: *m}
+	r := record{epoch: epoch, segment: seg, sequence: sequence, digest: sum, check: xxh3.Hash128(data).Bytes(), pages: *m}
 	if l.cipher != nil {
 		_, _ = rand.Read(r.nonce[:]) // never fails
 		sealed := l.cipher.Seal(data[:0], r.nonce[:], data, nil)
 		copy(r.tag[:], sealed[Segment:])
 	}
-	if _, err = l.data.WriteAt(data, int64(slot)*Segment); err == nil {
-		b := r.encode(l.cipher)
+	var b [recordSize]byte // first nothing: the slot's old record must not outlive its bytes
+	if _, err = l.meta.WriteAt(b[:], int64(slot)*recordSize); err == nil {
+		_, err = l.data.WriteAt(data, int64(slot)*Segment)
+	}
+	if err == nil {
+		b = r.encode(l.cipher)
 		_, err = l.meta.WriteAt(b[:], int64(slot)*recordSize)
 	}
 	l.mu.Lock()
@@ -261,7 +267,7 @@ func (l *Log) Read(seg uint64, data []byte) (*Map, accord.Digest, error) {
 			return m, e.digest, nil
 		}
 		if l.discard(&e) {
-			return nil, accord.Digest{}, fmt.Errorf("segment %d: %w", seg, err)
+			return nil, accord.Digest{}, err
 		}
 	}
 }
@@ -300,7 +306,7 @@ func (l *Log) read(e *entry, data []byte) (*Map, error) {
 			return nil, ErrCorrupt
 		}
 	}
-	if Sum(e.segment, &r.pages, data) != e.digest {
+	if xxh3.Hash128(data).Bytes() != r.check {
 		return nil, ErrCorrupt
 	}
 	return &r.pages, nil

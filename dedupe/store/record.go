@@ -25,7 +25,8 @@ const (
 	nonceLen    = 12
 	tagLen      = 16
 	sealedFrom  = 32 + nonceLen
-	sealedTo    = sealedFrom + 16 + nonceLen + tagLen + 2*Pages
+	mapFrom     = 16 + 16 + nonceLen + tagLen // in the sealed part
+	sealedTo    = sealedFrom + mapFrom + 2*Pages
 
 	flagEncrypted = 1
 )
@@ -67,6 +68,7 @@ func (m *Map) put(b []byte) {
 type record struct {
 	epoch, segment, sequence uint64
 	digest                   accord.Digest
+	check                    [16]byte       // of the slot's bytes as they were before encryption
 	nonce                    [nonceLen]byte // of the slot's bytes
 	tag                      [tagLen]byte
 	pages                    Map
@@ -80,9 +82,10 @@ func (r *record) encode(a cipher.AEAD) (b [recordSize]byte) {
 	binary.LittleEndian.PutUint64(b[24:], r.sequence)
 	body := b[sealedFrom:sealedTo]
 	copy(body, r.digest[:])
-	copy(body[16:], r.nonce[:])
-	copy(body[16+nonceLen:], r.tag[:])
-	r.pages.put(body[16+nonceLen+tagLen:])
+	copy(body[16:], r.check[:])
+	copy(body[32:], r.nonce[:])
+	copy(body[32+nonceLen:], r.tag[:])
+	r.pages.put(body[mapFrom:])
 	if a != nil {
 		b[4] = flagEncrypted
 		nonce := b[32:sealedFrom]
@@ -111,10 +114,11 @@ func (r *record) decode(b []byte, a cipher.AEAD) error {
 	r.segment = binary.LittleEndian.Uint64(b[16:])
 	r.sequence = binary.LittleEndian.Uint64(b[24:])
 	copy(r.digest[:], body)
-	copy(r.nonce[:], body[16:])
-	copy(r.tag[:], body[16+nonceLen:])
+	copy(r.check[:], body[16:])
+	copy(r.nonce[:], body[32:])
+	copy(r.tag[:], body[32+nonceLen:])
 	for i := range r.pages {
-		v := binary.LittleEndian.Uint16(body[16+nonceLen+tagLen+2*i:])
+		v := binary.LittleEndian.Uint16(body[mapFrom+2*i:])
 		if v > PageSize {
 			return ErrCorrupt
 		}
