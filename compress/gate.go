@@ -6,38 +6,39 @@ import "encoding/binary"
 // stream that turns compressible is noticed within 16 MiB at the latest.
 const maxSkip = 63
 
-// Gate turns compression off for a stream of incompressible blocks. It
-// probes, at once when the bytes stop looking random and else at growing
-// distances. The zero Gate is open. It is not safe for concurrent use.
+// Gate turns compression off for a stream of random-looking blocks, and probes
+// them at growing distances. A block that does not look random is always
+// tried: in guest memory blocks that save little stand next to others, and
+// passing over them costs more bytes than it saves time. The zero Gate is open.
+// It is not safe for concurrent use.
 type Gate struct {
 	wait, skip int
-	random     bool // what the blocks that closed the gate looked like
 }
 
 // Try says whether to compress src (borrowed). After a true answer the caller
 // must call Report.
 func (g *Gate) Try(src []byte) bool {
-	random := Random(src)
-	if g.wait == 0 && random {
-		g.random = true
+	switch {
+	case !Random(src):
+		return true
+	case g.wait == 0:
 		g.close()
 		return false
-	}
-	if g.skip > 0 && (random || !g.random) {
+	case g.skip > 0:
 		g.skip--
 		return false
 	}
-	g.random = random
 	return true
 }
 
 // Report tells the gate what compressing in bytes gave: out bytes.
 func (g *Gate) Report(in, out int) {
-	if out > in-in>>5 {
+	switch {
+	case out <= in-in>>5:
+		*g = Gate{}
+	case g.wait > 0:
 		g.close()
-		return
 	}
-	*g = Gate{}
 }
 
 func (g *Gate) close() {
