@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -205,6 +206,52 @@ func TestFoundAfterRestart(t *testing.T) {
 		if (found >= 0) != c.wantFound || found > 3*time.Second {
 			t.Errorf("%s: the first frame arrived after %v", c.name, found)
 		}
+	}
+}
+
+// TestSilentMove is G-22: a host goes to another site and says nothing at all.
+// Its neighbour's next packets find it; and where it is now, its answer is the
+// news from which its ownership follows.
+func TestSilentMove(t *testing.T) {
+	seg := testBasic
+	seg.Subnet = netip.MustParsePrefix("10.1.0.0/24")
+	toB := from4(macA, ip10)
+	copy(toB[headerLen+16:], ip11.AsSlice())
+	for _, workloads := range [][]config.MAC{nil, {macB}} {
+		w := newSites(3, seg, true, workloads...)
+		a, b := w.host(0, macA), w.host(0, macB)
+		b.answer = answering
+		w.from(a, data(broadcast, macA))
+		w.from(b, data(broadcast, macB))
+		w.run(3 * time.Second)
+		w.move(b, 2)
+		b.take()
+		start := w.now
+		for len(b.got) == 0 && w.now-start < 10*time.Second {
+			w.from(a, toB)
+			w.run(50 * time.Millisecond)
+			if n := len(w.all[2].heard); n > 0 && w.all[2].heard[n-1].MAC == macB {
+				for _, s := range w.all { // what the agents agree on then
+					s.sw.Claim(w.now, macB, s.place(w.all[2]))
+				}
+			}
+			b.got = slices.DeleteFunc(b.got, func(f []byte) bool { return !bytes.Equal(f, toB) })
+		}
+		if took := w.now - start; took > time.Second {
+			t.Errorf("workloads %v: found after %v", workloads, took)
+		}
+	}
+	// Control case: a host that talks is not looked for.
+	w := newSites(2, seg, true)
+	a, b := w.host(0, macA), w.host(0, macB)
+	w.from(a, data(broadcast, macA))
+	for range 100 {
+		w.from(b, data(macA, macB))
+		w.from(a, toB)
+		w.run(50 * time.Millisecond)
+	}
+	if n := w.all[0].sw.queries.sent; n != 0 {
+		t.Errorf("%d searches for hosts that talk", n)
 	}
 }
 

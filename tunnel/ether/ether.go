@@ -70,7 +70,9 @@
 // # A host nobody has heard of
 //
 // Unicast to a MAC that is not in the table is dropped, but it is looked for, 20
-// hosts a second and each once a second: by the ARP request or neighbour
+// hosts a second and each once a second; and so is a host of this LAN that has
+// been silent for a second when the bridge floods a frame for it, as when it
+// went to a peer without a word. It is looked for by the ARP request or neighbour
 // solicitation that the sender would make for the packet's destination (the
 // host's answer teaches every edge on its way), or, when the packet's
 // destination says nothing about the host, by a question to the other agents.

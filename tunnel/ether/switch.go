@@ -117,7 +117,7 @@ func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
 	if v.Drop == Carried {
 		v.To, v.Drop = s.route(now, &h)
 	}
-	if v.Drop == UnknownUnicast {
+	if v.Drop == UnknownUnicast || v.Drop == LocalDestination && s.silent(now, &h) {
 		v.Query = s.query(now, &h, &in)
 	}
 	if v.Drop == Carried && v.To == All && in.wants.IsValid() {
@@ -167,6 +167,14 @@ func (s *Switch) known(now time.Duration, h *header) bool {
 	}
 	e := s.table.get(now, keyOf(h.dst, h.vlan))
 	return e != nil && e.place == Local
+}
+
+// silent reports whether the destination of h, a host of the LAN, has not been
+// heard lately. That the bridge sends a frame for it here then means that it is
+// not at its port any more: it may have gone to a peer without a word.
+func (s *Switch) silent(now time.Duration, h *header) bool {
+	e := s.table.get(now, keyOf(h.dst, h.vlan))
+	return e != nil && now-e.seen >= queryGap
 }
 
 // answer keeps a request from crossing if it is known who has the address: a
