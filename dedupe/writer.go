@@ -118,6 +118,20 @@ func (w *Writer) Plant(src []byte) (Block, error) {
 	return b, nil
 }
 
+// Peek fills dst with the bytes at pos of r, if all of them are held and the
+// block of the last Put may refer to them; else it returns false. It is for the
+// goroutine of Put.
+func (w *Writer) Peek(dst []byte, r Ring, pos uint64) bool {
+	w.h.life.RLock()
+	defer w.h.life.RUnlock()
+	m := &w.match
+	if w.gen != w.h.gen || pos < m.low[r] || pos >= maxPos {
+		return false
+	}
+	ring := w.h.source(r)
+	return ring.forward(pos, len(dst), m.good[r]) == len(dst) && ring.read(dst, pos)
+}
+
 func covered(ts []Token) (matched, zeros int) {
 	for i := range ts {
 		if ts[i].Ring == Zeros {

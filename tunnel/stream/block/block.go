@@ -161,9 +161,11 @@ func (s *Shop) orOwn() *Shop {
 
 // scratch is the working memory of one call.
 type scratch struct {
-	lits   []byte
-	tokens []dedupe.Token
-	coder  rangeDecoder
+	lits    []byte
+	tokens  []dedupe.Token
+	patched []bool         // by token
+	sources []dedupe.Token // tokens, patched ones with what is in front of them
+	coder   rangeDecoder
 }
 
 func (s *Shop) get() *scratch  { return s.scratch.Get().(*scratch) }

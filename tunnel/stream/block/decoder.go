@@ -24,6 +24,7 @@ type Decoder struct {
 	// After the last block that was decoded:
 	next    uint64 // seq of the next one
 	model   *model // nil before the first tokens
+	framing framing
 	context *compress.Decoder
 
 	// During a repair: what is missing, and later bodies, in order.
@@ -136,7 +137,14 @@ func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
 		return dst, err
 	}
 	app := out[start:]
+	before := d.framing
+	if h.resent || !d.framing.known {
+		d.framing.walk(app, nil)
+	} else {
+		d.framing.join(app, s.lits, literals{tokens: s.tokens, patched: s.patched})
+	}
 	if h.sum(app, d.connID) != want {
+		d.framing = before
 		if len(s.tokens) == 0 && h.lits == compress.Raw {
 			return dst, fmt.Errorf("%w: checksum", ErrCorrupt)
 		}
@@ -157,39 +165,79 @@ func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
 // tokens in s. The sections go on from those of the block before: they are
 // read before anything can be found missing.
 func (d *Decoder) rebuild(dst []byte, h *header, sections []byte, s *scratch) ([]byte, error) {
-	s.tokens = s.tokens[:0]
-	if h.form == formNone {
+	s.tokens, s.patched, s.sources = s.tokens[:0], s.patched[:0], s.sources[:0]
+	if h.form == formNone && (h.resent || !d.framing.known) {
 		return d.expand(dst, sections, h, h.n)
 	}
-	lits, err := d.tokens(h, sections[:h.section], s)
-	if err != nil {
-		return dst, err
+	lits, differences, err := h.n, 0, error(nil)
+	if h.form != formNone {
+		if lits, differences, err = d.tokens(h, sections[:h.section], s); err != nil {
+			return dst, err
+		}
 	}
 	if s.lits, err = d.expand(s.lits[:0], sections[h.section:], h, lits); err != nil {
 		return dst, err
 	}
-	out, missed, err := d.r.Rebuild(slices.Grow(dst, h.n), s.tokens, s.lits)
+	if h.form == formNone {
+		return append(dst, s.lits...), nil
+	}
+	start := len(dst)
+	out, missed, err := d.r.Rebuild(slices.Grow(dst, h.n), s.patches(), s.lits[differences:])
 	if errors.Is(err, dedupe.ErrGone) {
-		return dst, d.miss(h, s.tokens[missed:missed+1])
+		return dst, d.miss(h, s.sources[missed:missed+1])
+	}
+	if err == nil {
+		s.lits = s.edit(out[start:])
 	}
 	return out, err
 }
 
-// tokens leaves the tokens in s and returns how many literals they take.
-func (d *Decoder) tokens(h *header, section []byte, s *scratch) (lits int, err error) {
+// patches makes s.sources of the tokens: a patched one brings what stands in
+// front of its source.
+func (s *scratch) patches() []dedupe.Token {
+	for i := range s.tokens {
+		t := s.tokens[i]
+		if s.patched[i] {
+			t = patch(&t)
+		}
+		s.sources = append(s.sources, t)
+	}
+	return s.sources
+}
+
+// edit adds the differences to a block of sources and returns the literals
+// behind them.
+func (s *scratch) edit(app []byte) []byte {
+	differences := s.lits
+	for i := range s.tokens {
+		t := &s.tokens[i]
+		if s.patched[i] {
+			for k := range app[:t.Lit] {
+				app[k] += differences[k]
+			}
+			differences = differences[t.Lit:]
+		}
+		app = app[t.Lit+t.Len:]
+	}
+	return differences
+}
+
+// tokens leaves the tokens in s and returns how many literals there are and
+// how many of these are differences.
+func (d *Decoder) tokens(h *header, section []byte, s *scratch) (lits, differences int, err error) {
 	if d.model == nil {
 		d.model = newModel()
 	}
 	if h.form == formRun {
-		s.tokens = append(s.tokens, d.model.run(h.n, h.off))
-		return 0, nil
+		s.tokens, s.patched = append(s.tokens, d.model.run(h.n, h.off)), append(s.patched, false)
+		return 0, 0, nil
 	}
 	var ok bool
 	s.coder.begin(section)
-	if s.tokens, lits, ok = d.model.parse(&s.coder, s.tokens, h.n, h.off); !ok {
-		return 0, fmt.Errorf("%w: tokens", ErrCorrupt)
+	if lits, differences, ok = d.model.parse(s, h.n, h.off); !ok {
+		return 0, 0, fmt.Errorf("%w: tokens", ErrCorrupt)
 	}
-	return lits, nil
+	return lits, differences, nil
 }
 
 // expand appends the n literal bytes.

@@ -53,6 +53,8 @@
 //	        receiver's ring that is given
 //	given   kind 9 and 10: sign and size of the distance from the latest course
 //	        in that ring
+//	patch   1 bit, kind 0 and lit 1 to 256: the literals are differences, byte by
+//	        byte, from what stands in front of the source
 //	last    1 bit: the token ends the block
 //	length  unless it does: less 16
 //
@@ -63,7 +65,17 @@
 //
 // # Literals
 //
-// What the tokens leave is literal. Codec 3 is one zstd frame (window at most
+// What the tokens leave is literal. The literal section decodes to the
+// differences of all patches, then the other literals. Both ends follow the
+// records of a guest's memory as QEMU streams it through the application's
+// bytes: 8 bytes address and flags, big endian, then 4096 bytes (flags 0x28) or
+// one (0x22). A block in which the next header is known when it begins has those
+// bytes of headers that are literals (and no patch) at the end of the section,
+// the last one first, less the bytes of the header before plus 4096. Headers are
+// looked for in the first 8 KiB of a block (predict.go). So a page's header
+// costs next to nothing.
+//
+// Codec 3 is one zstd frame (window at most
 // 4 MiB, no checksum, no dictionary) over many blocks of a connection, each
 // with whole zstd blocks; a section that begins with zstd's magic begins
 // another frame. It is used by at most 8 connections between two agents at once.

@@ -42,8 +42,10 @@ type Encoder struct {
 	renew atomic.Bool   // begin a new context: what the peer has may be wrong
 
 	// Of Match.
-	state state
-	model *model // nil before the first tokens
+	state   state
+	framing framing
+	exact   bool   // no differences from bytes that were not matched
+	model   *model // nil before the first tokens
 
 	// Of Finish.
 	chooser *compress.Chooser // nil: no choice
@@ -64,6 +66,7 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 		e.clock = o.Clock
 		e.chooser = compress.NewChooser(cmp.Or(o.Floor, 100e6), runtime.GOMAXPROCS(0))
 	}
+	e.exact = o.Lines
 	if h != nil && o.Mode == Full {
 		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
 		e.slack = uint64(h.Size()) / 64
@@ -98,14 +101,19 @@ func (e *Encoder) Append(dst, src []byte) []byte { return e.Finish(dst, e.Match(
 
 // Work is a block between Match and Finish.
 type Work struct {
-	src    []byte // borrowed
-	h      header
-	lits   []byte // literals, if there are tokens
-	tokens []byte // their section
-	coder  rangeEncoder
-	before model // of the model, in case the tokens are not worth it
-	opaque bool
-	sample compress.Sample
+	src         []byte // borrowed
+	h           header
+	lits        []byte // literals, unless they are src itself
+	own         bool   // they are not
+	differences int    // how many of lits are, at their beginning
+	tokens      []byte // the token section
+	patched     []bool // by token
+	heads       []byte // headers among the literals
+	gap         [maxPatch]byte
+	coder       rangeEncoder
+	before      model // of the model, in case the tokens are not worth it
+	opaque      bool
+	sample      compress.Sample
 }
 
 // probeBlind is how seldom a block is matched when that does not pay, to see
@@ -120,7 +128,8 @@ func (e *Encoder) Match(src []byte) *Work {
 		panic("block: Append of no bytes or more than MaxBlock")
 	}
 	w := e.shop.works.Get().(*Work)
-	w.src, w.h, w.tokens = src, header{n: len(src), off: e.state.off}, w.tokens[:0]
+	w.src, w.h, w.own, w.differences = src, header{n: len(src), off: e.state.off}, false, 0
+	w.lits, w.tokens, w.patched = w.lits[:0], w.tokens[:0], w.patched[:0]
 	h := &w.h
 	w.opaque = e.opaque.Load() > 0
 	w.sample = compress.Sample{In: len(src), Blind: e.blind.Load() && e.state.seq%probeBlind != 0}
@@ -136,49 +145,95 @@ func (e *Encoder) Match(src []byte) *Work {
 		}
 	}
 	h.block.Seq = e.state.seq
-	e.tokens(w)
+	e.frame(w, e.tokens(w))
 	e.state.advance(h)
 	w.sample.Match = e.now() - began
 	return w
 }
 
-// tokens makes the token section and the literals. Tokens that take more bytes
-// than they save are not used.
-func (e *Encoder) tokens(w *Work) {
+// tokens makes the token section and the literals, and returns the tokens.
+// Tokens that take more bytes than they save are not used.
+func (e *Encoder) tokens(w *Work) []dedupe.Token {
 	h := &w.h
 	tokens := h.block.Tokens
 	h.block.Tokens = nil // lent until the next Put
 	if len(tokens) == 0 {
-		return
+		return nil
 	}
 	if e.model == nil {
 		e.model = newModel()
 	}
 	if e.model.isRun(tokens, h.n, h.off) {
-		h.form, w.lits = formRun, w.lits[:0]
-		return
+		h.form, w.own = formRun, true
+		w.patched = append(w.patched, false)
+		return tokens
 	}
+	e.patches(w, tokens)
 	w.before = *e.model
 	w.coder.begin(w.tokens)
-	e.model.append(&w.coder, tokens, h.n, h.off)
+	e.model.append(&w.coder, tokens, w.patched, h.n, h.off)
 	w.tokens = w.coder.finish()
 	if len(w.tokens) >= h.block.Matched+h.block.ZeroRuns {
 		w.tokens, h.block.Matched, h.block.ZeroRuns = w.tokens[:0], 0, 0
 		*e.model = w.before
-		return
+		w.lits = w.lits[:0]
+		return nil
 	}
+	w.differences = len(w.lits)
 	h.form, h.section = formCoded, len(w.tokens)
-	w.lits = gather(w.lits[:0], w.src, tokens)
+	w.gather(tokens)
+	return tokens
 }
 
-// gather collects the literals of src.
-func gather(dst, src []byte, tokens []dedupe.Token) []byte {
+// patches finds the edits in place and puts their differences into the
+// literals.
+func (e *Encoder) patches(w *Work, tokens []dedupe.Token) {
+	at := 0
 	for i := range tokens {
 		t := &tokens[i]
-		dst = append(dst, src[:t.Lit]...)
+		edited := w.src[at : at+t.Lit]
+		at += t.Lit + t.Len
+		old := w.gap[:min(t.Lit, maxPatch)]
+		can := !e.exact && i > 0 && follows(t, &tokens[i-1]) && t.Lit > 0 && t.Lit <= maxPatch
+		can = can && e.w.Peek(old, t.Ring, t.Pos-uint64(t.Lit)) && alike(edited, old)
+		w.patched = append(w.patched, can)
+		if can {
+			for k := range edited {
+				w.lits = append(w.lits, edited[k]-old[k])
+			}
+		}
+	}
+}
+
+// follows says whether t goes on where last left off, behind an edit in place.
+func follows(t, last *dedupe.Token) bool {
+	return t.Ring == last.Ring && t.Ring != dedupe.Zeros && t.Pos == last.Pos+uint64(last.Len+t.Lit)
+}
+
+// gather adds the other literals behind the differences.
+func (w *Work) gather(tokens []dedupe.Token) {
+	w.own = true
+	src := w.src
+	for i := range tokens {
+		t := &tokens[i]
+		if !w.patched[i] {
+			w.lits = append(w.lits, src[:t.Lit]...)
+		}
 		src = src[t.Lit+t.Len:]
 	}
-	return append(dst, src...)
+	w.lits = append(w.lits, src...)
+}
+
+// frame takes the page headers out of the other literals.
+func (e *Encoder) frame(w *Work, tokens []dedupe.Token) {
+	if !e.framing.known {
+		e.framing.walk(w.src, nil)
+		return
+	}
+	if !w.own {
+		w.own, w.lits = true, append(w.lits[:0], w.src...)
+	}
+	w.heads = e.framing.split(w.src, w.lits, w.heads, literals{tokens: tokens, patched: w.patched, index: w.differences})
 }
 
 // Finish does the second half of Append, in the order of Match; w must not be
@@ -204,7 +259,7 @@ func (e *Encoder) Finish(dst []byte, w *Work) []byte {
 // body appends a whole body.
 func (e *Encoder) body(dst []byte, w *Work) []byte {
 	h, lits := &w.h, w.src
-	if h.form != formNone {
+	if w.own {
 		lits = w.lits
 	}
 	start := len(dst)

@@ -2,7 +2,6 @@ package block
 
 import (
 	"math/bits"
-	"slices"
 
 	"stitch/dedupe"
 )
@@ -79,6 +78,7 @@ type model struct {
 	count  number
 	kinds  [kindCount][kindCount]prob // by the kind before
 	ends   [kindCount]prob
+	patch  prob
 	lit    [3]number
 	length [3]number
 	far    [2]number
@@ -92,6 +92,7 @@ func newModel() *model {
 		resetAll(m.kinds[i][:])
 	}
 	resetAll(m.ends[:])
+	m.patch.reset()
 	resetAll(m.sign[:])
 	for _, ns := range [][]number{m.lit[:], m.length[:], m.far[:]} {
 		for i := range ns {
@@ -113,8 +114,10 @@ func class(kind uint64) int {
 }
 
 // token codes t, which follows at bytes of the block's n; the block begins at
-// offset off of its connection. It is false for what no encoder makes.
-func (m *model) token(c decider, t *dedupe.Token, at, n int, off uint64) bool {
+// offset off of its connection. patched says that its literals are differences
+// from what stands in front of its source. It is false for what no encoder
+// makes.
+func (m *model) token(c decider, t *dedupe.Token, patched *bool, at, n int, off uint64) bool {
 	lit := m.lit[class(m.kind)].code(c, uint64(t.Lit))
 	if lit > uint64(n-at) {
 		return false
@@ -125,6 +128,13 @@ func (m *model) token(c decider, t *dedupe.Token, at, n int, off uint64) bool {
 	m.kind = tree(c, m.kinds[m.kind][:], m.kindOf(t, off), 4)
 	if !m.source(c, t, off) {
 		return false
+	}
+	if m.kind == 0 && t.Lit > 0 && t.Lit <= maxPatch {
+		var b uint64
+		if *patched {
+			b = 1
+		}
+		*patched = c.bit(&m.patch, b) == 1
 	}
 	var last uint64
 	if t.Len == n-at {
@@ -205,34 +215,39 @@ func (m *model) run(n int, off uint64) dedupe.Token {
 }
 
 // append codes the tokens of a block of n bytes at off.
-func (m *model) append(c decider, tokens []dedupe.Token, n int, off uint64) {
+func (m *model) append(c decider, tokens []dedupe.Token, patched []bool, n int, off uint64) {
 	m.count.code(c, uint64(len(tokens)))
 	at := 0
 	for i := range tokens {
 		t := &tokens[i]
-		m.token(c, t, at, n, off)
+		m.token(c, t, &patched[i], at, n, off)
 		at += t.Lit + t.Len
 	}
 }
 
-// parse appends the tokens of a block to dst and returns how many of its bytes
-// they leave to literals. It is false for a section no encoder makes.
-func (m *model) parse(d *rangeDecoder, dst []dedupe.Token, n int, off uint64) (tokens []dedupe.Token, lits int, ok bool) {
+// parse leaves the tokens of a block in s and returns how many of its bytes
+// they leave to literals, and how many of these are differences. It is false
+// for a section no encoder makes.
+func (m *model) parse(s *scratch, n int, off uint64) (lits, patched int, ok bool) {
+	d := &s.coder
 	count := m.count.code(d, 0)
 	if count == 0 || count > uint64(n/dedupe.MinToken) {
-		return dst, 0, false
+		return 0, 0, false
 	}
-	dst = slices.Grow(dst, int(count))
 	at := 0
 	lits = n
 	for range count {
 		var t dedupe.Token
-		if !m.token(d, &t, at, n, off) {
-			return dst, 0, false
+		var differs bool
+		if !m.token(d, &t, &differs, at, n, off) {
+			return 0, 0, false
 		}
 		at += t.Lit + t.Len
 		lits -= t.Len
-		dst = append(dst, t)
+		if differs {
+			patched += t.Lit
+		}
+		s.tokens, s.patched = append(s.tokens, t), append(s.patched, differs)
 	}
-	return dst, lits, d.done()
+	return lits, patched, d.done()
 }

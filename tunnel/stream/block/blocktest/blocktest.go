@@ -46,7 +46,7 @@ func Text(seed uint64, n int) []byte {
 }
 
 // Pages returns a stream of count guest pages as QEMU sends them: an 8-byte
-// header (address and flags) before each page. A third of the pages are
+// header (address and flags: a page of the RAM block at hand) before each page. A third of the pages are
 // random, a third text, a third sparse records; the same for the same seed.
 func Pages(seed uint64, count int) []byte {
 	r := rand.New(rand.NewPCG(seed, 3))
@@ -65,7 +65,7 @@ func Pages(seed uint64, count int) []byte {
 				binary.LittleEndian.PutUint64(page[o:], 0xffff_8880_0000_0000|r.Uint64()&0xffffff)
 			}
 		}
-		b = binary.BigEndian.AppendUint64(b, uint64(i)*pageSize|8)
+		b = binary.BigEndian.AppendUint64(b, uint64(i)*pageSize|0x28)
 		b = append(b, page[:]...)
 	}
 	return b
