@@ -1,20 +1,44 @@
 package config
 
-// Header sizes that decide what fits into one datagram of a link.
+// The arithmetic of what fits into what. From the outside in:
+//
+//	underlay MTU  1500  1500  9000
+//	IP              20    40    20   IPv4 or IPv6 of the underlay
+//	UDP              8     8     8
+//	WireGuard       32    32    32   type, receiver, counter and the AEAD tag
+//	inner MTU     1440  1420  8940   an IP packet of the link
+//	carrier         28    28    28   what is not a plain IP packet, see package carrier
+//	frame         1412  1392  8912   an Ethernet frame without FCS, in one part
+//
+// A larger frame crosses in equal parts, so two of them for 1514 or 1522
+// bytes. TCP's segments are what is left of a packet without IP and TCP header.
 const (
 	udpHeader       = 8
-	wireguardHeader = 32 // type, receiver, counter and the AEAD tag
+	wireguardHeader = 32
 	// CarrierHeader is the IPv4 carrier header plus our own 8 bytes in front
 	// of what the link carries that is not a plain IP packet.
 	CarrierHeader = 20 + 8
+	tcpHeader     = 20
 )
 
-// InnerMTU returns the largest IP packet that fits into one datagram of a link
-// over an underlay with the given MTU: 1440 for 1500 over IPv4, 1420 over IPv6.
-func InnerMTU(underlay int, ipv6 bool) int {
-	ip := 20
+// ipHeader is the length of an IP header without options.
+func ipHeader(ipv6 bool) int {
 	if ipv6 {
-		ip = 40
+		return 40
 	}
-	return underlay - ip - udpHeader - wireguardHeader
+	return 20
 }
+
+// InnerMTU returns the largest IP packet that fits into one datagram of a link
+// over an underlay with the given MTU.
+func InnerMTU(underlay int, ipv6 bool) int {
+	return underlay - ipHeader(ipv6) - udpHeader - wireguardHeader
+}
+
+// MaxFrame returns the longest Ethernet frame, without FCS, that fits into one
+// datagram of a link with the given inner MTU.
+func MaxFrame(inner int) int { return inner - CarrierHeader }
+
+// MSS returns the largest TCP segment, without options, in an IP packet of mtu
+// bytes.
+func MSS(mtu int, ipv6 bool) int { return mtu - ipHeader(ipv6) - tcpHeader }

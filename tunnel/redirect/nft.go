@@ -138,7 +138,7 @@ func (p *planner) family(v6 bool) familyView {
 func (p *planner) linkView(l namedLink) linkView {
 	mark := uint32(l.Number) << config.MarkLink
 	v := linkView{
-		LinkInfo: l.LinkInfo, MSS4: l.InnerMTU - 40, MSS6: l.InnerMTU - 60,
+		LinkInfo: l.LinkInfo, MSS4: config.MSS(l.InnerMTU, false), MSS6: config.MSS(l.InnerMTU, true),
 		Mark: hexMark(mark), Keep: hexMark(^uint32(config.MarkLinkMask)), LinkMask: hexMark(config.MarkLinkMask),
 		Anchor:     hexMark(mark | markAnchored),
 		KeepAnchor: hexMark(^uint32(config.MarkLinkMask | markAnchored)),

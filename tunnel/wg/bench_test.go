@@ -133,30 +133,41 @@ func (r *ringBind) Send(bufs [][]byte, _ conn.Endpoint) error {
 	return nil
 }
 
-// ringLinks opens two links over rings and waits until they are up.
-func ringLinks(b *testing.B, packet []byte, onFrame func()) (links [2]*Link, tuns [2]*ringTUN) {
-	b.Helper()
+// openRing opens two links over rings, with the options applied, and waits
+// until they are up.
+func openRing(t testing.TB, options [2]func(*Config)) (links [2]*Link) {
+	t.Helper()
 	low, high := testKeys(7)
 	keys := [2][32]byte{low, high}
 	binds := newRingBinds()
 	for i := range links {
-		tuns[i] = newRingTUN(packet)
 		cfg := Config{
-			PrivateKey: keys[i], PublicKey: PublicKey(keys[1-i]), Endpoint: "192.0.2.1:1", TUN: tuns[i], InnerMTU: 1440,
-			Bind: binds[i], OnFrame: func(uint16, []byte) { onFrame() },
+			PrivateKey: keys[i], PublicKey: PublicKey(keys[1-i]), Endpoint: "192.0.2.1:1", TUN: newRingTUN(nil), InnerMTU: 1440, Bind: binds[i],
 		}
+		options[i](&cfg)
 		cfg.Local, cfg.Remote = LinkAddrs(PublicKey(keys[i]), PublicKey(keys[1-i]))
 		l, err := Open(cfg)
 		if err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
 		links[i] = l
-		b.Cleanup(func() { l.Close(); tuns[i].Close() })
+		t.Cleanup(func() { l.Close(); cfg.TUN.Close() })
 	}
-	waitFor(b, "both ends to come up", func() bool {
+	waitFor(t, "both ends to come up", func() bool {
 		return links[0].currentState() == Up && links[1].currentState() == Up
 	})
-	return links, tuns
+	return links
+}
+
+// ringLinks opens two links between devices that make packets.
+func ringLinks(b *testing.B, packet []byte, onFrame func()) (links [2]*Link, tuns [2]*ringTUN) {
+	b.Helper()
+	var options [2]func(*Config)
+	for i := range options {
+		tuns[i] = newRingTUN(packet)
+		options[i] = func(c *Config) { c.TUN, c.OnFrame = tuns[i], func(uint16, []byte) { onFrame() } }
+	}
+	return openRing(b, options), tuns
 }
 
 // BenchmarkPackets carries batches of 32 packets from one TUN device to the

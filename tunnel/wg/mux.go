@@ -12,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
@@ -236,7 +237,7 @@ func (m *mux) holdFrameLocked(segment uint16, data []byte, h super.Header) bool 
 }
 
 // maxFrame is the longest frame that crosses in one part.
-func (m *mux) maxFrame() int { return m.mtu - carrier.HeaderLen }
+func (m *mux) maxFrame() int { return config.MaxFrame(m.mtu) }
 
 // sendControl queues a probe or control datagram; probes also while the link
 // is down.

@@ -14,8 +14,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.zx2c4.com/wireguard/device"
+
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev/netdevtest"
+	"stitch/tunnel/wg/carrier"
 )
 
 func TestLinkAddrs(t *testing.T) {
@@ -62,6 +65,21 @@ func mustHex(t *testing.T, s string) []byte {
 		t.Fatalf("%q: %v", s, err)
 	}
 	return b
+}
+
+// The arithmetic of package config is that of the formats.
+func TestMTUArithmetic(t *testing.T) {
+	if config.CarrierHeader != carrier.HeaderLen {
+		t.Errorf("carrier header of %d bytes, %d are reckoned with", carrier.HeaderLen, config.CarrierHeader)
+	}
+	if got := 1500 - 20 - 8 - config.InnerMTU(1500, false); got != device.MessageTransportSize {
+		t.Errorf("transport messages have %d bytes more than their packet, %d are reckoned with", device.MessageTransportSize, got)
+	}
+	for _, n := range []int{config.MaxFrame(1440), config.MaxFrame(1440) + 1} {
+		if parts, _ := carrier.Split(n, 1440); (parts == 1) != (n == config.MaxFrame(1440)) {
+			t.Errorf("a frame of %d bytes crosses in %d parts", n, parts)
+		}
+	}
 }
 
 func TestSharedSecret(t *testing.T) {

@@ -1,0 +1,162 @@
+package wg
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"stitch/tunnel/netdev/super"
+)
+
+// stamped returns a frame of n bytes with up to two tags that carries its own
+// number, and whose every byte follows from that.
+func stamped(b []byte, number uint32, tags, n int) []byte {
+	b = append(b[:0], 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2)
+	for i := range tags {
+		b = append(b, 0x81, 0, 0, byte(10+i))
+	}
+	b = append(b, 0x88, 0xb5)
+	b = binary.BigEndian.AppendUint32(b, number)
+	for i := len(b); i < n; i++ {
+		b = append(b, byte(i)*byte(number>>3)+byte(number))
+	}
+	return b
+}
+
+// ledger is what arrives of one direction.
+type ledger struct {
+	mu       sync.Mutex
+	frames   uint32 // the number that comes next
+	altered  int
+	missing  int
+	again    int
+	misplace int
+	segments int
+	stream   uint32 // the TCP byte that comes next
+	buf      []byte
+}
+
+// take checks one frame.
+func (l *ledger) take(segment uint16, f []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := 12
+	for binary.BigEndian.Uint16(f[at:]) == 0x8100 {
+		at += 4
+	}
+	if segment != uint16(100+(at-12)/4) {
+		l.misplace++
+	}
+	if binary.BigEndian.Uint16(f[at:]) == 0x0800 {
+		l.tcp(f)
+		return
+	}
+	number := binary.BigEndian.Uint32(f[at+2:])
+	switch {
+	case number > l.frames:
+		l.missing += int(number - l.frames)
+	case number < l.frames:
+		l.again++
+		return
+	}
+	l.frames = number + 1
+	if l.buf = stamped(l.buf, number, (at-12)/4, len(f)); !bytes.Equal(l.buf, f) {
+		l.altered++
+	}
+}
+
+// tcp checks a packet of the one TCP flow: its bytes follow from their place.
+func (l *ledger) tcp(f []byte) {
+	l.segments++
+	if seq := binary.BigEndian.Uint32(f[38:]); seq != l.stream {
+		l.missing++
+		l.stream = seq
+	}
+	for _, c := range f[54:] {
+		if c != byte(l.stream^l.stream>>8) {
+			l.altered++
+		}
+		l.stream++
+	}
+}
+
+// superFrame returns one of the flow from seq on.
+func superFrame(b []byte, seq uint32, n int) ([]byte, super.Header) {
+	b = append(b[:0], 2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0,
+		0x45, 0, byte((n+40)>>8), byte(n+40), 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 1, 0, 11, 10, 1, 0, 12,
+		0, 7, 0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0)
+	binary.BigEndian.PutUint32(b[38:], seq)
+	for i := range uint32(n) {
+		b = append(b, byte((seq+i)^(seq+i)>>8))
+	}
+	return b, super.Header{Partial: true, Kind: super.TCP4, Size: 1460, Start: 34, Offset: 16}
+}
+
+// Conservation: every frame that a link takes arrives once, where it belongs,
+// unchanged and in order, or is counted as dropped: short and jumbo frames,
+// with and without tags, super-frames in between, both ways at once. The long
+// run (STITCH_LONG=1) has two million frames, the usual one a hundred thousand.
+func TestConservation(t *testing.T) {
+	total := 50_000
+	if os.Getenv("STITCH_LONG") != "" {
+		total = 1_000_000
+	}
+	var books [2]ledger
+	links := openRing(t, [2]func(*Config){
+		func(c *Config) { c.OnFrame = books[1].take },
+		func(c *Config) { c.OnFrame = books[0].take },
+	})
+	var refused [2]uint64
+	var streams [2]uint32
+	var wg sync.WaitGroup
+	for i, l := range links {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(i), 9))
+			var b []byte
+			for number := range uint32(total) {
+				tags := rng.IntN(3)
+				n := 60 + rng.IntN(200)
+				switch rng.IntN(20) {
+				case 0:
+					n = 9018 - rng.IntN(20)
+				case 1, 2:
+					n = 1400 + rng.IntN(130) // on both sides of what fits
+				}
+				b = stamped(b, number, tags, n)
+				if !l.SendFrame(uint16(100+tags), b, super.Header{}) {
+					refused[i]++
+				}
+				if rng.IntN(200) == 0 {
+					n, h := 1+rng.IntN(60000), super.Header{}
+					b, h = superFrame(b, streams[i], n)
+					if l.SendFrame(100, b, h) {
+						streams[i] += uint32(n)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range links {
+		from, to, book := links[i], links[1-i], &books[i]
+		waitFor(t, "everything to arrive", func() bool {
+			return from.Stats().Tx.Frames == to.Stats().Rx.Frames && int(from.Stats().Tx.Frames) >= total-int(refused[i])
+		})
+		book.mu.Lock()
+		if book.altered+book.again+book.misplace != 0 || book.missing != int(refused[i]) || book.stream != streams[i] {
+			t.Errorf("%d altered, %d twice, %d in a wrong segment, %d missing with %d refused, %d of %d bytes", book.altered, book.again, book.misplace,
+				book.missing, refused[i], book.stream, streams[i])
+		}
+		d := from.Stats().Drops
+		if d.FrameQueue != refused[i] || d.FrameInvalid+to.Stats().Reassembly.TimedOut+to.Stats().Reassembly.Evicted != 0 {
+			t.Errorf("refused %d, counted %+v and %+v", refused[i], d, to.Stats().Reassembly)
+		}
+		t.Logf("%d frames and %d segments, %d in parts, %d refused", book.frames, book.segments, to.Stats().Reassembly.Joined, refused[i])
+		book.mu.Unlock()
+	}
+	time.Sleep(10 * time.Millisecond)
+}
