@@ -2,6 +2,7 @@ package wg
 
 import (
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 )
@@ -112,10 +114,15 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 	return err
 }
 
-// send passes datagrams on, together or one at a time.
+// send passes datagrams on, together or one at a time. Together they are
+// refused when the kernel has learnt of a smaller MTU on the path; what had left
+// already then leaves twice, and the receiver drops it.
 func (b *binder) send(bufs [][]byte, ep conn.Endpoint) error {
 	if !b.apart.Load() {
-		return b.Bind.Send(bufs, ep)
+		err := b.Bind.Send(bufs, ep)
+		if len(bufs) == 1 || !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EMSGSIZE) {
+			return err
+		}
 	}
 	var first error
 	for i := range bufs {

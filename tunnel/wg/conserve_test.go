@@ -110,7 +110,7 @@ func TestConservation(t *testing.T) {
 		func(c *Config) { c.OnFrame = books[1].take },
 		func(c *Config) { c.OnFrame = books[0].take },
 	})
-	var refused [2]uint64
+	var refused [2]uint64 // and sent again
 	var streams [2]uint32
 	var wg sync.WaitGroup
 	for i, l := range links {
@@ -127,15 +127,16 @@ func TestConservation(t *testing.T) {
 					n = 1400 + rng.IntN(130) // on both sides of what fits
 				}
 				b = stamped(b, number, tags, n)
-				if !l.SendFrame(uint16(100+tags), b, super.Header{}) {
+				for !l.SendFrame(uint16(100+tags), b, super.Header{}) {
 					refused[i]++
 				}
 				if rng.IntN(200) == 0 {
 					n, h := 1+rng.IntN(60000), super.Header{}
 					b, h = superFrame(b, streams[i], n)
-					if l.SendFrame(100, b, h) {
-						streams[i] += uint32(n)
+					for !l.SendFrame(100, b, h) {
+						refused[i]++
 					}
+					streams[i] += uint32(n)
 				}
 			}
 		})
@@ -143,20 +144,29 @@ func TestConservation(t *testing.T) {
 	wg.Wait()
 	for i := range links {
 		from, to, book := links[i], links[1-i], &books[i]
-		waitFor(t, "everything to arrive", func() bool {
-			return from.Stats().Tx.Frames == to.Stats().Rx.Frames && int(from.Stats().Tx.Frames) >= total-int(refused[i])
-		})
+		// On a machine that stops for a second, parts may wait too long.
+		lost := func() uint64 {
+			r := to.Stats().Reassembly
+			return r.TimedOut + r.Evicted
+		}
+		for range 100 {
+			if from.Stats().Tx.Frames == to.Stats().Rx.Frames+lost() {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if tx, rx := from.Stats().Tx.Frames, to.Stats().Rx.Frames; tx <= uint64(total) || tx != rx+lost() {
+			t.Errorf("%d frames sent, %d arrived, %d counted as lost", tx, rx, lost())
+		}
 		book.mu.Lock()
-		if book.altered+book.again+book.misplace != 0 || book.missing != int(refused[i]) || book.stream != streams[i] {
-			t.Errorf("%d altered, %d twice, %d in a wrong segment, %d missing with %d refused, %d of %d bytes", book.altered, book.again, book.misplace,
-				book.missing, refused[i], book.stream, streams[i])
+		if book.altered+book.again+book.misplace != 0 || uint64(book.missing) != lost() || book.frames != uint32(total) && lost() == 0 || book.stream != streams[i] {
+			t.Errorf("%d altered, %d twice, %d in a wrong segment, %d missing, %d counted as lost, %d frames, %d of %d bytes", book.altered, book.again,
+				book.misplace, book.missing, lost(), book.frames, book.stream, streams[i])
 		}
-		d := from.Stats().Drops
-		if d.FrameQueue != refused[i] || d.FrameInvalid+to.Stats().Reassembly.TimedOut+to.Stats().Reassembly.Evicted != 0 {
-			t.Errorf("refused %d, counted %+v and %+v", refused[i], d, to.Stats().Reassembly)
+		if d := from.Stats().Drops; d.FrameQueue != refused[i] || d.FrameInvalid != 0 {
+			t.Errorf("refused %d, counted %+v", refused[i], d)
 		}
-		t.Logf("%d frames and %d segments, %d in parts, %d refused", book.frames, book.segments, to.Stats().Reassembly.Joined, refused[i])
+		t.Logf("%d frames and %d segments, %d in parts, %d lost, %d sent again", book.frames, book.segments, to.Stats().Reassembly.Joined, lost(), refused[i])
 		book.mu.Unlock()
 	}
-	time.Sleep(10 * time.Millisecond)
 }

@@ -9,6 +9,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/device"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
@@ -46,7 +47,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 			m.arrived(binary.LittleEndian.Uint64(b[device.MessageTransportOffsetCounter:]))
 		}
 		if p := b[offset:]; !m.path.Touches(p) {
-			super.ClampMSS(p, super.IP, m.mtu, false)
+			super.ClampMSS(p, super.IP, int(m.inner.Load()), false)
 			in.out = append(in.out, b)
 			m.count.rxPackets.Add(1)
 			m.count.rxBytes.Add(uint64(len(p)))
@@ -163,7 +164,7 @@ func (m *mux) message(h carrier.Header, msg []byte, now time.Time) {
 	case carrier.Frame:
 		m.count.rxFrames.Add(1)
 		m.inbox.frames++
-		super.ClampMSS(msg, super.Ethernet, m.maxFrame(), false)
+		super.ClampMSS(msg, super.Ethernet, config.MaxFrame(int(m.inner.Load())), false)
 		m.recv.onFrame(h.Segment, msg)
 	case carrier.Control:
 		m.recv.onControl(msg)

@@ -43,7 +43,7 @@ const (
 type mux struct {
 	path  carrier.Path
 	dev   netdev.Device
-	mtu   int
+	inner atomic.Int32 // the largest packet that gets through
 	stock bool
 	log   *slog.Logger
 	count *counters
@@ -59,6 +59,7 @@ type mux struct {
 	wake      chan struct{} // there is something to do for Read
 
 	// Owned by Read.
+	mtu     int // inner, as of now
 	scratch [][]byte
 	backlog []*held // released, to be sent
 	left    leftover
@@ -88,23 +89,29 @@ type mux struct {
 
 func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log *slog.Logger) *mux {
 	m := &mux{
-		path: path, dev: cfg.TUN, mtu: cfg.InnerMTU, stock: cfg.Stock, log: log, count: count, recv: recv,
+		path: path, dev: cfg.TUN, stock: cfg.Stock, log: log, count: count, recv: recv,
 		events: make(chan tun.Event), closed: make(chan struct{}), wake: make(chan struct{}, 1),
 		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
 	m.space = sync.NewCond(&m.mu)
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
-	if c, ok := cfg.TUN.(netdev.Cutter); ok {
-		c.CutTo(m.mtu)
-	}
+	m.setMTU(cfg.InnerMTU)
 	return m
 }
 
-// The parts of tun.Device that need no thought. MTU is the inner MTU: padding
-// to 16 bytes stops there.
+// setMTU says how large packets may be from now on.
+func (m *mux) setMTU(n int) {
+	m.inner.Store(int32(n))
+	if c, ok := m.dev.(netdev.Cutter); ok {
+		c.CutTo(n)
+	}
+}
+
+// The parts of tun.Device that need no thought. MTU, which wireguard-go asks
+// for once, is where padding to 16 bytes stops.
 func (m *mux) File() *os.File           { return nil }
-func (m *mux) MTU() (int, error)        { return m.mtu, nil }
+func (m *mux) MTU() (int, error)        { return int(m.inner.Load()), nil }
 func (m *mux) Name() (string, error)    { return m.dev.Name(), nil }
 func (m *mux) Events() <-chan tun.Event { return m.events }
 func (m *mux) BatchSize() int           { return conn.IdealBatchSize }
@@ -190,7 +197,7 @@ func (m *mux) sendFrame(segment uint16, data []byte, h super.Header) bool {
 	if h.Kind != super.None {
 		limit = super.MaxPacket
 	}
-	if parts, _ := carrier.Split(min(len(data), carrier.MaxMessage), m.mtu); parts == 0 || len(data) > limit || segment == 0 || m.stock {
+	if parts, _ := carrier.Split(min(len(data), carrier.MaxMessage), int(m.inner.Load())); parts == 0 || len(data) > limit || segment == 0 || m.stock {
 		m.count.dropFrameInvalid.Add(1)
 		return false
 	}
@@ -227,7 +234,7 @@ func (m *mux) awaitRoomLocked() {
 // one its receiver waits for.
 func (m *mux) holdFrameLocked(segment uint16, data []byte, h super.Header) bool {
 	var s super.Splitter
-	if s.Start(slices.Clone(data), h, super.Ethernet, m.maxFrame()) != nil {
+	if s.Start(slices.Clone(data), h, super.Ethernet, config.MaxFrame(int(m.inner.Load()))) != nil {
 		m.count.dropFrameInvalid.Add(1)
 		return false
 	}
@@ -235,9 +242,6 @@ func (m *mux) holdFrameLocked(segment uint16, data []byte, h super.Header) bool 
 	s.Next(first)
 	return m.holdLocked(segment, first)
 }
-
-// maxFrame is the longest frame that crosses in one part.
-func (m *mux) maxFrame() int { return config.MaxFrame(m.mtu) }
 
 // sendControl queues a probe or control datagram; probes also while the link
 // is down.
@@ -254,7 +258,7 @@ func (m *mux) sendControl(kind carrier.Kind, msg []byte) bool {
 		m.count.dropControlQueue.Add(1)
 		return false
 	}
-	m.split(kind, 0, msg, m.control.push)
+	m.putWhole(kind, msg)
 	m.notifyLocked()
 	return true
 }
@@ -268,15 +272,23 @@ func (m *mux) sendProbes(msg []byte, n int) {
 		return
 	}
 	for range n {
-		m.split(carrier.Probe, 0, msg, m.control.push)
+		m.putWhole(carrier.Probe, msg)
 	}
 	m.notifyLocked()
 }
 
-// split writes a message as the packets that next returns. The message must
-// be one that carrier.Split can cut.
-func (m *mux) split(kind carrier.Kind, segment uint16, msg []byte, next func(int) []byte) {
-	parts, size := carrier.Split(len(msg), m.mtu)
+// putWhole queues a probe or control datagram as one packet; m.mu is held, and
+// there must be room.
+func (m *mux) putWhole(kind carrier.Kind, msg []byte) {
+	b := m.control.push(carrier.HeaderLen + len(msg))
+	m.path.Put(b, carrier.Header{Kind: kind}, len(msg))
+	copy(b[carrier.HeaderLen:], msg)
+}
+
+// split writes a message as the packets of at most mtu bytes that next
+// returns. The message must be one that carrier.Split can cut.
+func (m *mux) split(kind carrier.Kind, segment uint16, msg []byte, mtu int, next func(int) []byte) {
+	parts, size := carrier.Split(len(msg), mtu)
 	h := carrier.Header{Kind: kind, Segment: segment, Last: uint8(parts - 1)}
 	if parts > 1 {
 		h.ID = m.id.Add(1)

@@ -141,8 +141,8 @@ func TestForgedInside(t *testing.T) {
 		short := ipPacket(1500, 1)
 		short[3]--
 		a.mux.mu.Lock()
-		a.mux.split(2, 0, evil, a.mux.control.push)
-		a.mux.split(2, 0, short, a.mux.control.push)
+		a.mux.split(2, 0, evil, 1440, a.mux.control.push)
+		a.mux.split(2, 0, short, 1440, a.mux.control.push)
 		a.mux.notifyLocked()
 		a.mux.mu.Unlock()
 		time.Sleep(time.Second)

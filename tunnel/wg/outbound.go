@@ -9,6 +9,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
 )
@@ -70,6 +71,7 @@ func (m *mux) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // is nothing it waits for something.
 func (m *mux) fill(out *sink) {
 	now := time.Now()
+	m.mtu = int(m.inner.Load())
 	up, room := m.takeControl(out, now)
 	if up {
 		out.limit = min(out.limit, out.n+room)
@@ -154,7 +156,7 @@ func (m *mux) fillBacklog(out *sink) {
 			if parts, _ := carrier.Split(len(h.data), m.mtu); parts > out.room() {
 				return
 			}
-			m.split(carrier.Frame, h.segment, h.data, out.next)
+			m.split(carrier.Frame, h.segment, h.data, m.mtu, out.next)
 			m.count.txFrames.Add(1)
 		}
 		m.count.released.Add(1)
@@ -188,6 +190,9 @@ func (m *mux) fillFrames(out *sink) {
 	}
 }
 
+// maxFrame is the longest frame that crosses in one part.
+func (m *mux) maxFrame() int { return config.MaxFrame(m.mtu) }
+
 // putParts sends the next frame, of n bytes, in parts. False means that out
 // has no room for them.
 func (m *mux) putParts(out *sink, n int) bool {
@@ -197,7 +202,7 @@ func (m *mux) putParts(out *sink, n int) bool {
 	m.whole = slices.Grow(m.whole[:0], n)[:n]
 	m.cut.Next(m.whole)
 	super.ClampMSS(m.whole, super.Ethernet, m.maxFrame(), false)
-	m.split(carrier.Frame, m.sending.segment, m.whole, out.next)
+	m.split(carrier.Frame, m.sending.segment, m.whole, m.mtu, out.next)
 	return true
 }
 
@@ -339,7 +344,7 @@ func (m *mux) putPacket(out *sink, p []byte) bool {
 			return false
 		}
 		super.ClampMSS(p, super.IP, m.mtu, false)
-		m.split(carrier.IP, 0, p, out.next)
+		m.split(carrier.IP, 0, p, m.mtu, out.next)
 	}
 	m.count.txPackets.Add(1)
 	m.count.txBytes.Add(uint64(len(p)))

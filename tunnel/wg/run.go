@@ -49,7 +49,7 @@ func (l *Link) run(ctx context.Context) {
 				}
 			} else {
 				// Not in one tick: the two would leave together.
-				if !l.probe(now) {
+				if !l.probe(now) && !l.probeSize(now) {
 					l.train(now)
 				}
 			}
@@ -113,6 +113,10 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 		l.onTrain(m, now)
 		return
 	}
+	if m, ok := parseSize(msg); ok {
+		l.onSize(m, now)
+		return
+	}
 	in, ok := parseProbe(msg)
 	if !ok {
 		l.count.dropForeign.Add(1)
@@ -131,6 +135,38 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 		var b [probeLen]byte
 		l.mux.sendControl(carrier.Probe, echo.append(b[:0]))
 	}
+}
+
+// onSize answers a probe of a size, or takes in the answer to ours.
+func (l *Link) onSize(m sizeMsg, now time.Time) {
+	if !m.answer {
+		m.answer = true
+		l.mux.sendControl(carrier.Probe, m.append(nil))
+		return
+	}
+	l.mu.Lock()
+	l.pathMTU.answered(m, now)
+	l.mu.Unlock()
+}
+
+// probeSize sends a probe of a size when one is due, reports whether it was,
+// and obeys what was found out.
+func (l *Link) probeSize(now time.Time) (sent bool) {
+	l.mu.Lock()
+	var m sizeMsg
+	if l.state == Up {
+		m, sent = l.pathMTU.tick(now, l.prober.srtt)
+	}
+	size := l.pathMTU.size
+	l.mu.Unlock()
+	if before := int(l.mux.inner.Load()); size != before {
+		l.log.Info("largest packet that gets through", "bytes", size, "before", before, "configured", l.cfg.InnerMTU)
+		l.mux.setMTU(size)
+	}
+	if sent {
+		l.mux.sendProbes(m.append(nil), 1)
+	}
+	return sent
 }
 
 // onTrain takes in a message about trains.
@@ -197,6 +233,9 @@ func (l *Link) setState(s State, now time.Time) {
 	l.state, l.since = s, now
 	if s == Up && !l.cfg.Stock && !l.cfg.Apart {
 		l.trainer.start(now)
+	}
+	if s == Up && !l.cfg.Stock {
+		l.pathMTU.start(now)
 	}
 	l.mux.setUp(s == Up)
 	select {

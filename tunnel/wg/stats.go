@@ -39,6 +39,8 @@ type Stats struct {
 	// Released counts held packets and frames sent when the link came up.
 	Released uint64 `json:"released"`
 	Held     int    `json:"held"`
+	// InnerMTU is the largest packet sent in one datagram now.
+	InnerMTU int `json:"inner_mtu"`
 	// Apart says that datagrams leave one at a time: configured, or because
 	// trains of them got lost.
 	Apart bool `json:"apart"`

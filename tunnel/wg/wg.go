@@ -18,7 +18,9 @@
 // do, repeats handshake messages that are not answered (handshake.go), and
 // retries where wireguard-go would go deaf.
 //
-// Probes (probe.go) every 200 ms say whether packets cross both ways. While
+// Probes (probe.go) every 200 ms say whether packets cross both ways; larger
+// ones how large a packet may be (pathmtu.go), and trains of them whether
+// several datagrams may leave in one call (train.go). While
 // they do not, the newest packet of each flow is held, and leaves first when
 // they do again. Nothing is ever sent around the link. Package quality makes of
 // the same probes how good the link is, each direction apart.
@@ -74,8 +76,9 @@ type Config struct {
 	// TUN is the device of the plain IP packets. The caller owns and closes
 	// it, after Link.Close.
 	TUN netdev.Device
-	// InnerMTU is the largest IP packet that fits into one datagram of the
-	// link, in bytes; see config.InnerMTU.
+	// InnerMTU is the largest IP packet that may fit into one datagram of the
+	// link, in bytes; see config.InnerMTU. The link finds out by itself when
+	// the path carries less, and when it carries all again.
 	InnerMTU int
 	// Local and Remote are the IPv4 link addresses; see LinkAddrs.
 	Local, Remote netip.Addr
@@ -143,6 +146,7 @@ type Link struct {
 	prober   *prober
 	trainer  trainer
 	platform platform
+	pathMTU  pathMTU
 	state    State
 	since    time.Time
 	quality  quality.Report
@@ -163,6 +167,7 @@ func Open(cfg Config) (*Link, error) {
 	l := &Link{
 		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1),
 		prober: newProber(rand.Uint64(), now), state: Connecting, since: now,
+		pathMTU: newPathMTU(cfg.InnerMTU),
 	}
 	l.mux = newMux(path, &cfg, &l.count, l, l.log)
 	ours := PublicKey(cfg.PrivateKey)
@@ -292,5 +297,6 @@ func (l *Link) Stats() Stats {
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
 	s.Apart = l.bind.apart.Load()
+	s.InnerMTU = int(l.mux.inner.Load())
 	return s
 }
