@@ -14,18 +14,23 @@ const (
 
 	minMatch = 64  // least for a match found by an anchor
 	minZeros = 128 // least for a run of zeros
-	minScan  = 4 << 10
-	maxScan  = 32 << 10
+	// So many bytes are scanned at a time: around an edit, after a match, and
+	// when there was none for long.
+	leastScan = 1 << 10
+	minScan   = 4 << 10
+	maxScan   = 32 << 10
 	// A run that has given steady bytes goes on behind edits of up to editGap
-	// bytes; whether another goes on better is asked once in settle bytes.
-	steady  = 256
-	editGap = 192
-	settle  = 16 << 10
+	// bytes, if no anchor near there leads to something better. Behind edits of
+	// up to smallGap bytes that is asked once in settle bytes only.
+	steady   = 256
+	editGap  = 192
+	smallGap = 16
+	settle   = 16 << 10
 	// longRun is what makes a run worth going back to.
 	longRun = 8 << 10
-	stride  = 16 << 10 // bytes compared at a time along a run
-	probes  = 4        // other candidates to compare with one found
-	line    = 64       // bytes: see WriterOptions.Lines
+	stride  = 8 << 10 // bytes compared at a time along a run
+	probes  = 4       // other candidates to compare with one found
+	line    = 64      // bytes: see WriterOptions.Lines
 )
 
 // Token says: take Lit bytes of the literals, then Len bytes from Pos of Ring.
@@ -171,21 +176,27 @@ func (m *matcher) turn(s *stretch) {
 }
 
 // follow tries the bytes right behind the last match's source, or where the run
-// before would be by now; then the last run's further on, after edits in place.
+// before would be by now; then the last run's further on, behind an edit in
+// place, unless an anchor knows better.
 func (m *matcher) follow() bool {
-	if m.pursue(m.run, 0) || m.other != m.run && m.pursue(m.other, 0) {
+	gap := 0
+	if m.at < m.settled {
+		gap = smallGap
+	}
+	if m.pursue(m.run, gap) || m.other != m.run && m.pursue(m.other, 0) {
 		return true
 	}
-	if m.run.long < steady {
+	s := m.behindEdit()
+	if s.len() < MinToken {
 		return false
 	}
-	if m.at >= m.settled {
+	if s.len() < leastScan || m.at >= m.settled {
 		m.settled = m.at + settle
-		if m.reconsider() {
-			return true
-		}
+		m.look(s.from + leastScan - m.at)
+		s = m.best(s)
 	}
-	return m.pursue(m.run, editGap)
+	m.emit(s)
+	return true
 }
 
 // pursue emits what u's next bytes have in common with src from m.at on, up to
@@ -231,26 +242,21 @@ func (m *matcher) ahead(u run) (a, b []byte, mu *sync.RWMutex) {
 	return m.src[m.at:][:n], seg[i:][:n], mu
 }
 
-// reconsider takes a match that goes on where the run has an edit, if there is
-// one: a younger copy may have the edit as well.
-func (m *matcher) reconsider() bool {
+// behindEdit is what src and a steady run have in common behind an edit.
+func (m *matcher) behindEdit() (s stretch) {
+	if m.run.long < steady {
+		return s
+	}
 	a, b, mu := m.ahead(m.run)
 	if mu == nil {
-		return false
+		return s
 	}
 	skip, n := resync(a, b, editGap)
 	mu.RUnlock()
 	if n == 0 {
-		return false
+		return s
 	}
-	m.look(skip + minScan/4)
-	old := m.probe(m.run, m.at+skip)
-	s := m.best(old)
-	if s == old || s.from > m.at {
-		return false
-	}
-	m.emit(s)
-	return true
+	return m.probe(m.run, m.at+skip)
 }
 
 // probe compares src with the ring around src[at], as u has it.
@@ -352,16 +358,19 @@ func (m *matcher) zeros() bool {
 	return true
 }
 
-// look scans the next n bytes, up to the next run of zeros.
+// look scans the next n bytes, or more, up to the next run of zeros.
 func (m *matcher) look(n int) {
 	end := min(m.at+n, len(m.src))
-	end = m.at + findZeros(m.src[m.at:end])
-	if end > m.scanned {
-		k := len(m.anchors)
-		m.anchors = m.h.index.scan(m.anchors, m.src, max(m.at, m.scanned), end)
-		m.h.index.lookup(m.anchors[k:])
-		m.scanned = end
+	if end <= m.scanned {
+		return
 	}
+	from := max(m.at, m.scanned)
+	end = min(max(end, from+leastScan), len(m.src))
+	end = from + findZeros(m.src[from:end])
+	k := len(m.anchors)
+	m.anchors = m.h.index.scan(m.anchors, m.src, from, end)
+	m.h.index.lookup(m.anchors[k:])
+	m.scanned = end
 }
 
 // hits scans the next window and takes the first anchor that leads to a match,
@@ -374,6 +383,9 @@ func (m *matcher) hits() bool {
 			continue
 		}
 		for _, e := range a.places {
+			if e == 0 {
+				break
+			}
 			if s := m.try(a, e); s.len() >= minMatch {
 				m.emit(m.best(s))
 				return true
@@ -409,13 +421,19 @@ func (m *matcher) try(a *anchor, e uint64) stretch {
 // younger: a short match may lie in the way of a long one, and of two copies
 // the younger one is more like what comes.
 func (m *matcher) best(s stretch) stretch {
-	near := max(s.to, s.from+minScan/4)
+	near := max(s.to, s.from+leastScan)
 	tried := s
+	for m.cursor < len(m.anchors) && int(m.anchors[m.cursor].off) < m.at {
+		m.cursor++
+	}
 	for k, left := m.cursor, probes; k < len(m.anchors) && int(m.anchors[k].off) < near && left > 0; k++ {
 		a := &m.anchors[k]
 		for _, e := range a.places {
+			if e == 0 {
+				break
+			}
 			u := m.hint(a, e)
-			if u.long == 0 || int(a.off) < m.at || u.same(&s) || u.same(&tried) {
+			if u.long == 0 || u.same(&s) || u.same(&tried) {
 				continue
 			}
 			left--
