@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
 	"stitch/tunnel/ether"
@@ -56,6 +58,7 @@ func newThree(t *testing.T) *three {
 		t.Skip("needs root: network namespaces")
 	}
 	w := &three{t: t, dir: t.TempDir()}
+	w.lock()
 	hosts := []string{"u", "e1", "e2", "e3", "h1", "h2", "h3", "g1", "g3"}
 	remove := func() {
 		for _, h := range hosts {
@@ -86,6 +89,19 @@ func newThree(t *testing.T) *three {
 	}
 	w.start()
 	return w
+}
+
+// lock keeps another run on this machine waiting: it would use the same names.
+func (w *three) lock() {
+	w.t.Helper()
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "stitch-e2e3.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { f.Close() })
 }
 
 // host plugs a host into a bridge of an edge.
