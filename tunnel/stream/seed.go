@@ -174,7 +174,7 @@ func (s *seeder) offer(ctx context.Context) error {
 	defer g.w.Close()
 	for batch := range slices.Chunk(s.order, offerSize) {
 		if err := g.batch(batch); err != nil {
-			return cmpErr(ctx.Err(), err)
+			return cmpErr(ctx.Err(), fmt.Errorf("ended in the middle, run it again: %w", err))
 		}
 	}
 	return nil
