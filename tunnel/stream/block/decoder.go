@@ -139,7 +139,7 @@ func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
 	app := out[start:]
 	before := d.framing
 	if h.resent || !d.framing.known {
-		d.framing.walk(app, nil)
+		d.framing.follow(app)
 	} else {
 		d.framing.join(app, s.lits, literals{tokens: s.tokens, patched: s.patched})
 	}

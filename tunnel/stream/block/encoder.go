@@ -227,7 +227,7 @@ func (w *Work) gather(tokens []dedupe.Token) {
 // frame takes the page headers out of the other literals.
 func (e *Encoder) frame(w *Work, tokens []dedupe.Token) {
 	if !e.framing.known {
-		e.framing.walk(w.src, nil)
+		e.framing.follow(w.src)
 		return
 	}
 	if !w.own {

@@ -71,20 +71,24 @@ func record(word uint64) int {
 	return 0
 }
 
-// walk follows the headers through a block. Before it reads one it calls fix,
-// unless nil, with where it is and what it is expected to be.
+// follow follows the headers through a block, and looks for them if there are
+// none it knows.
+func (f *framing) follow(app []byte) {
+	f.walk(app, func(int, uint64) {})
+	f.find(app)
+}
+
+// walk follows the headers through a block. Before it reads one it calls fix
+// with where it is and what it is expected to be. find comes next, when the
+// block is whole.
 func (f *framing) walk(app []byte, fix func(at int, guess uint64)) {
 	at := f.next
 	for f.known && at+8 <= len(app) {
-		if fix != nil {
-			fix(at, f.word+pageSize)
-		}
+		fix(at, f.word+pageSize)
 		at = f.read(app, at)
 	}
 	f.known = f.known && at >= len(app) // one across the end is let go
-	if f.next = at - len(app); !f.known {
-		f.find(app)
-	}
+	f.next = at - len(app)
 }
 
 // read takes the header at and returns where the next one begins.
@@ -95,9 +99,13 @@ func (f *framing) read(app []byte, at int) int {
 	return at + n
 }
 
-// find looks for two headers in a row at the beginning of a block.
+// find looks for two headers in a row at the beginning of a block, unless one
+// is known.
 func (f *framing) find(app []byte) {
-	if f.skip > 0 {
+	switch {
+	case f.known:
+		return
+	case f.skip > 0:
 		f.skip--
 		return
 	}
@@ -136,6 +144,7 @@ func (f *framing) split(app, lits, heads []byte, l literals) (memory []byte) {
 			}
 		}
 	})
+	f.find(app)
 	keep(len(lits))
 	for i := range heads {
 		lits[kept+i] = heads[len(heads)-1-i]
@@ -168,6 +177,7 @@ func (f *framing) join(app, lits []byte, l literals) {
 		}
 	})
 	fill(len(app))
+	f.find(app)
 }
 
 // patch is where t's source begins if the literals in front of it are sent as

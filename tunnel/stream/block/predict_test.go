@@ -131,3 +131,30 @@ func TestLinesAreExact(t *testing.T) {
 		t.Errorf("%d bytes with lines, %d without", with, without)
 	}
 }
+
+// TestHeadersLost: records cut anywhere and matched in part, so that both ends
+// lose the headers and find others all the time, at the same places.
+func TestHeadersLost(t *testing.T) {
+	src, _ := ram(6, 200)
+	r := rand.New(rand.NewPCG(6, 6))
+	a := blocktest.NewAgents(1 << 20)
+	p := newPipe(t, a.A, a.B, 1)
+	for range 600 {
+		var b []byte
+		for range 1 + r.IntN(6) {
+			at := r.IntN(len(src) - 30_000)
+			b = append(b, src[at:at+r.IntN(1<<r.IntN(15))]...)
+			if r.IntN(2) == 0 {
+				fresh, _ := ram(r.Uint64(), 1+r.IntN(5))
+				b = append(b, fresh...)
+			}
+		}
+		if len(b) > 0 {
+			p.send(b, compress.Fast)
+			p.drain()
+		}
+	}
+	if p.misses > 0 {
+		t.Errorf("%d misses", p.misses)
+	}
+}
