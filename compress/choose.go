@@ -177,6 +177,9 @@ func (c *Chooser) better(l, best Level) bool {
 		margin = clearly
 	}
 	if c.link > 0 {
+		if l > best && c.wall(l) > clearly*c.rate(l) {
+			margin = 1 // the link is what is slow: every byte counts
+		}
 		return c.rate(l) > margin*c.rate(best)
 	}
 	// Without a link: from Balanced up, the smallest output that keeps up.

@@ -127,7 +127,7 @@ func (rep *Report) notes() string {
 		fmt.Fprintf(&b, "The files are larger than the history: what was sent first was forgotten. A larger --history-size may find more.\n")
 	}
 	if rep.Link > 0 {
-		fmt.Fprintf(&b, "At %.4g Mbit/s: %.1f s as it is, %.1f s through stitch.\n", float64(rep.Link)/1e6, rep.Total.PlainSeconds, rep.Total.LinkSeconds)
+		fmt.Fprintf(&b, "At %g Mbit/s: %.1f s as it is, %.1f s through stitch.\n", float64(rep.Link)/1e6, rep.Total.PlainSeconds, rep.Total.LinkSeconds)
 	}
 	return b.String()
 }
