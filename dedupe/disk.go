@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"stitch/dedupe/accord"
@@ -25,19 +24,12 @@ const (
 	syncEvery = 5 * time.Second
 	// renewEvery is how often the generation rises while there is writing.
 	renewEvery = time.Minute
-	// fullPause and failPause are the waits before a full or failing disk is
-	// tried again; strikes is how many errors in a row make it failing.
-	fullPause = 5 * time.Second
-	failPause = time.Minute
-	strikes   = 3
 	// closeWait bounds what Close waits for the disk.
 	closeWait = 10 * time.Second
 	// queue is how many chunks may wait to be read back, of each urgency.
 	queue = 64
 	// fetchers read back.
 	fetchers = 2
-	// maxAlarms is how many different alarms are kept, the newest.
-	maxAlarms = 8
 )
 
 // disk is a History's store at work. One goroutine writes behind what the
@@ -56,13 +48,10 @@ type disk struct {
 	done   chan struct{}  // the writer has ended
 	ended  error          // of closing; read after done
 
-	mu      sync.Mutex
-	state   store.State // as it should be
-	dirty   bool        // it is not saved
-	alarms  []string
-	full    bool      // the disk was, at the last try
-	failing int       // errors in a row
-	retry   time.Time // no writing before
+	mu     sync.Mutex
+	state  store.State // as it should be
+	dirty  bool        // it is not saved
+	health store.Health
 
 	count struct{ loaded, written, dropped, damaged, fetched, refused atomic.Int64 }
 }
@@ -234,14 +223,22 @@ func (d *disk) writer() {
 			d.change(func(s *store.State) { s.Generation++ })
 			renewed, old = now, n
 		}
-		d.save()
+		if d.save() {
+			safe = -1
+		}
 		if n != safe && now.Sub(synced) >= syncEvery {
-			if err := d.store.Sync(); err != nil {
-				d.distrust(err)
-			}
+			d.sync()
 			synced, safe = time.Now(), n
 		}
 	}
+}
+
+// sync asks the disk to keep what was written.
+func (d *disk) sync() {
+	err := d.store.Sync()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.health.Synced(err, time.Now())
 }
 
 // finish writes what is left and closes the store.
@@ -270,21 +267,23 @@ func (d *disk) change(f func(*store.State)) {
 	d.poke()
 }
 
-// save writes the state if it has changed.
-func (d *disk) save() {
+// save writes the state if it has changed; true if it did.
+func (d *disk) save() bool {
 	d.mu.Lock()
 	st, dirty := d.state, d.dirty
 	d.dirty = false
 	d.mu.Unlock()
 	if !dirty {
-		return
+		return false
 	}
-	if err := d.store.Save(st); err != nil {
+	err := d.store.Save(st)
+	if err != nil {
 		d.judge(err)
 		d.mu.Lock()
 		d.dirty = true
 		d.mu.Unlock()
 	}
+	return err == nil
 }
 
 // settle brings the store in line with an agreement or a cold start: the epochs
@@ -320,6 +319,7 @@ func (t *tier) flushAll(buf []byte, last bool) {
 // leave counts the chunks below from that have left memory and are not on
 // disk, and takes them out of the legal sources.
 func (t *tier) leave(from uint64) {
+	t.left = max(t.left, from-min(from, uint64(len(t.state)))) // a peer's head may jump
 	for ; t.left < from; t.left++ {
 		n := t.left
 		if _, ok := t.log.Find(n); ok || (n+1)*chunkSize <= t.ring.floor.Load() {
@@ -409,41 +409,21 @@ func (t *tier) finish(n, gen uint64, mark uint32, sum accord.Digest, written boo
 func (d *disk) blocked() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return time.Now().Before(d.retry)
-}
-
-// distrust leaves the disk alone for a while after a failed sync: what was
-// written lately may be lost without our being told again. Digests will say.
-func (d *disk) distrust(err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.failing, d.retry = strikes, time.Now().Add(failPause)
-	d.warn(fmt.Sprintf("the disk of the history store fails: %v", err))
+	return d.health.Rests(time.Now())
 }
 
 // judge draws the consequences of a write.
 func (d *disk) judge(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case err == nil:
-		d.full, d.failing, d.retry = false, 0, time.Time{}
-	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		d.full, d.retry = true, time.Now().Add(fullPause)
-		d.warn("the disk of the history store is full: what is there is used, nothing is added until there is room")
-	default:
-		if d.failing++; d.failing >= strikes {
-			d.retry = time.Now().Add(failPause)
-		}
-		d.warn(fmt.Sprintf("the disk of the history store fails: %v", err))
-	}
+	d.health.Wrote(err, time.Now())
 }
 
 // damaged counts a chunk that could not be read as it was written.
 func (d *disk) damaged(err error) {
 	d.count.damaged.Add(1)
 	if !errors.Is(err, store.ErrCorrupt) {
-		d.alarm(fmt.Sprintf("the disk of the history store fails: %v", err))
+		d.alarm(store.FailAlarm(err))
 	}
 }
 
@@ -451,15 +431,7 @@ func (d *disk) damaged(err error) {
 func (d *disk) alarm(s string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.warn(s)
-}
-
-// warn is alarm; the caller holds mu.
-func (d *disk) warn(s string) {
-	if s != "" && !slices.Contains(d.alarms, s) {
-		d.alarms = append(d.alarms, s)
-		d.alarms = d.alarms[max(0, len(d.alarms)-maxAlarms):]
-	}
+	d.health.Warn(s)
 }
 
 // close ends the work. It waits for the disk for a bounded time.
@@ -488,7 +460,6 @@ func (d *disk) closed() bool {
 func (d *disk) stats() StoreStats {
 	c := &d.count
 	s := StoreStats{
-		State:   "open",
 		Disk:    d.store.Sent.Bytes() + d.store.Received.Bytes(),
 		Loading: d.tiers[0].waiting() + d.tiers[1].waiting(),
 		Loaded:  c.loaded.Load() * chunkSize,
@@ -500,15 +471,11 @@ func (d *disk) stats() StoreStats {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s.Alarms = slices.Clone(d.alarms)
+	s.State, s.Alarms = d.health.State(), d.health.Alarms()
 	switch {
 	case d.closed():
 		s.State = "closed"
-	case d.full:
-		s.State = "full"
-	case d.failing >= strikes:
-		s.State = "failing"
-	case s.Loading > 0:
+	case s.State == "open" && s.Loading > 0:
 		s.State = "loading"
 	}
 	return s

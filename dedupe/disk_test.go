@@ -3,6 +3,8 @@ package dedupe
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -457,4 +459,76 @@ func TestNoStore(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestFarHead: a peer that says it is absurdly far ahead costs its own ring and
+// no time.
+func TestFarHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAgent(t, both)
+		defer a.close()
+		if err := a.h.NewReader().Put([]byte{1}, &Block{Spans: [2]Span{{0, 1}}, TxHead: maxPos}); err != nil {
+			t.Fatal(err)
+		}
+		w := a.h.NewWriter(WriterOptions{})
+		for n, p := uint64(1), newSource(61, 2<<20).pool; len(p) > 0; n, p = n+1, p[MaxBlock:] {
+			if _, err := w.Plant(p[:MaxBlock]); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Acked(n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if s := a.store(); s.Written < 2<<20 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestMemory: a history much larger than its memory takes no more of it than
+// its configuration says.
+func TestMemory(t *testing.T) {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Skip("the race detector takes memory of its own")
+	}
+	h, err := Open(Config{Size: 512 << 20, Memory: 16 << 20, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	src := newSource(60, 16<<20)
+	w := h.NewWriter(WriterOptions{})
+	before, n := memoryNow(t), uint64(0)
+	for range 12 {
+		for p := src.pool; len(p) > 0; p = p[MaxBlock:] {
+			p[n%MaxBlock]++
+			if _, err := w.Plant(p[:MaxBlock]); err != nil {
+				t.Fatal(err)
+			}
+			if n++; w.Acked(n) != nil {
+				t.Fatal("not acknowledged")
+			}
+		}
+	}
+	// The ring in memory, the index (an eighth of 512 MiB / 4), and what the
+	// store and the runtime need.
+	grown := memoryNow(t) - before
+	t.Logf("%d MiB of history in %d MiB of memory", 12*16, grown>>20)
+	if grown > (16+32+48)<<20 {
+		t.Errorf("memory grew by %d MiB", grown>>20)
+	}
+}
+
+// memoryNow is the process's resident memory in bytes.
+func memoryNow(t *testing.T) int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Skip("no /proc: ", err)
+	}
+	var size, pages int64
+	if _, err := fmt.Sscan(string(b), &size, &pages); err != nil {
+		t.Fatal(err)
+	}
+	return pages * int64(os.Getpagesize())
 }

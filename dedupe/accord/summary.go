@@ -17,8 +17,8 @@ const (
 
 	version   = 1
 	headerLen = 4 + 8 + 2*32 + 2*24
-	maxPos    = 1 << 60
-	block     = 64 // segments of the coarsest group; all layouts align to it
+	maxPos    = 1 << 56 // so that a peer's claim leaves room to go on
+	block     = 64      // segments of the coarsest group; all layouts align to it
 	singles   = 256
 	eights    = 192 * 8
 )
