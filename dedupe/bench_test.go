@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -88,11 +90,12 @@ func feed(tb testing.TB, h *History, src []byte) (matched, tokens int) {
 	for n := uint64(1); len(src) > 0; n++ {
 		k := min(len(src), MaxBlock)
 		b, err := w.Put(src[:k])
-		if err != nil {
-			tb.Fatal(err)
+		if err == nil {
+			err = w.Acked(n)
 		}
-		if err := w.Acked(n); err != nil {
-			tb.Fatal(err)
+		if err != nil {
+			tb.Error(err)
+			return
 		}
 		matched += b.Matched
 		tokens += len(b.Tokens)
@@ -150,6 +153,29 @@ func BenchmarkPut(b *testing.B) {
 			b.ReportMetric(100*float64(matched)/float64(len(bench.src)), "%matched")
 			b.ReportMetric(float64(tokens), "tokens")
 			b.ReportMetric(100*float64(h.Stats().Index)/float64(2*h.Size()), "%index")
+		})
+	}
+}
+
+// BenchmarkWriters is Put by so many connections at once that share a history,
+// each with its own guest pages: what all of them take in a second.
+func BenchmarkWriters(b *testing.B) {
+	for _, n := range []int{1, 2, 4} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var streams [][]byte
+			for i := range n {
+				streams = append(streams, guest(uint64(10+i), benchSize/4))
+			}
+			h := NewHistory(4 * benchSize)
+			feed(b, h, newSource(5, 4*benchSize).pool)
+			b.SetBytes(int64(n * benchSize / 4))
+			for b.Loop() {
+				var work sync.WaitGroup
+				for _, s := range streams {
+					work.Go(func() { feed(b, h, s) })
+				}
+				work.Wait()
+			}
 		})
 	}
 }
