@@ -2,6 +2,7 @@ package ether
 
 import (
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"stitch/tunnel/config"
@@ -88,6 +89,8 @@ const (
 	// askAnew how often after that.
 	askEvery = 2 * time.Second
 	askAnew  = time.Minute
+	// soon is when the next of many frames leave.
+	soon = 5 * time.Millisecond
 	// maxNews bounds the hosts whose announcement did not cross.
 	maxNews = maxLearned
 	// maxOutbox bounds the frames that wait to be sent.
@@ -103,14 +106,16 @@ type agents struct {
 	// full limits the whole tables given to each peer, one the single hosts.
 	full, one []limiter
 	outbox    []Outgoing
-	// news are hosts that announced themselves on the LAN beyond the limit.
-	news []key
+	// news are hosts that announced themselves on the LAN beyond the limit, arrived
+	// those of peers that the LAN's bridge is to hear of, limited by bridge.
+	news, arrived []key
+	bridge        limiter
 }
 
 // Guard turns on what agents tell each other: loop probes, and which hosts are
 // where. id is a random number that tells this port from every other one.
 func (s *Switch) Guard(id uint64) {
-	s.agents = agents{loop: guard{id: id, vlans: s.vlanList}}
+	s.agents = agents{loop: guard{id: id, vlans: s.vlanList}, bridge: s.strangers}
 	for range s.received {
 		s.agents.nextAsk = append(s.agents.nextAsk, 0)
 		s.agents.full = append(s.agents.full, newLimiter(1))
@@ -137,16 +142,20 @@ func (s *Switch) Due(now time.Duration, dst []Outgoing, room int, wait time.Dura
 		}
 		wait = min(wait, a.nextAsk[i]-now)
 	}
-	for len(a.news) > 0 {
-		hosts := a.news[:min(maxHave, len(a.news))]
+	for hosts := range slices.Chunk(a.news, maxHave) {
 		s.have(All, hosts, flagNews)
-		a.news = append(a.news[:0], a.news[len(hosts):]...)
 	}
+	a.news = a.news[:0]
 	n := min(max(room-len(dst), 0), len(a.outbox))
 	dst = append(dst, a.outbox[:n]...)
 	a.outbox = append(a.outbox[:0], a.outbox[n:]...)
-	if len(a.outbox) > 0 {
-		wait = min(wait, time.Millisecond)
+	for n = 0; n < len(a.arrived) && len(dst) < room && a.bridge.allow(now); n++ {
+		k := a.arrived[n]
+		dst = append(dst, Outgoing{Local, appendRARP(nil, k.mac(), k.vlan())})
+	}
+	a.arrived = append(a.arrived[:0], a.arrived[n:]...)
+	if len(a.outbox)+len(a.arrived) > 0 {
+		wait = min(wait, soon)
 	}
 	return dst, wait
 }
@@ -251,7 +260,8 @@ func (s *Switch) told(now time.Duration, from Place, m *agentMsg) {
 	}
 }
 
-// toldOf learns the source of h. When it has moved, the LAN's bridge has to know.
+// toldOf learns the source of h. When it has moved, the LAN's bridge has to know;
+// it hears no more of this than a peer could broadcast.
 func (s *Switch) toldOf(now time.Duration, from Place, h *header, news bool) {
 	e := s.table.get(now, keyOf(h.src, h.vlan))
 	if e != nil && (!news || e.place == from) {
@@ -259,7 +269,7 @@ func (s *Switch) toldOf(now time.Duration, from Place, h *header, news bool) {
 	}
 	var v Verdict
 	s.learn(now, h, &info{kind: KindRARP}, from, &v)
-	if e != nil && v.Drop == Carried && len(s.agents.outbox) < maxOutbox {
-		s.agents.outbox = append(s.agents.outbox, Outgoing{Local, appendRARP(nil, h.src, h.vlan)})
+	if a := &s.agents; e != nil && v.Drop == Carried && len(a.arrived) < maxNews {
+		a.arrived = append(a.arrived, keyOf(h.src, h.vlan))
 	}
 }

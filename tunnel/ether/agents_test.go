@@ -121,6 +121,44 @@ func TestHave(t *testing.T) {
 	}
 }
 
+// TestNewsBound lets a peer announce all hosts of this LAN at once: they go, and
+// the bridge hears of them at the limit, not faster.
+func TestNewsBound(t *testing.T) {
+	s := NewSwitch(testBasic, 1, nil, nil)
+	s.Guard(1)
+	peer := NewSwitch(testBasic, 1, nil, nil)
+	peer.Guard(2)
+	var hosts []key
+	for i := range 3000 {
+		mac := config.MAC{2, 1, 4: byte(i >> 8), 5: byte(i)}
+		s.FromLAN(0, data(broadcast, mac))
+		hosts = append(hosts, keyOf(mac, 0))
+	}
+	for len(hosts) > 0 {
+		n := min(maxHave, len(hosts))
+		peer.have(1, hosts[:n], flagNews)
+		hosts = hosts[n:]
+	}
+	for _, o := range peer.agents.outbox {
+		s.FromPeer(time.Second, 1, o.Frame)
+	}
+	if got := s.table.places(1); got != 3000 {
+		t.Errorf("%d hosts moved", got)
+	}
+	told := 0
+	for ms := range 1000 {
+		out, _ := s.Due(time.Second+time.Duration(ms)*time.Millisecond, nil, maxBatch, time.Second)
+		for _, o := range out {
+			if h, _ := parse(o.Frame); o.To == Local && h.etherType == typeRARP {
+				told++
+			}
+		}
+	}
+	if told < 500 || told > 600 {
+		t.Errorf("the bridge heard of %d hosts in a second, want the limit of 500 and a burst", told)
+	}
+}
+
 // TestAskedBound asks for everything again and again: the answers are limited.
 func TestAskedBound(t *testing.T) {
 	s := NewSwitch(testBasic, 1, nil, nil)

@@ -90,9 +90,10 @@
 // the one with the greater random number, or within 0.8 s the other one. Nothing
 // but probes is looked at then; what was learnt is forgotten, since it may be
 // wrong; routed traffic and streams go on. 5 s after the last probe the segment
-// carries again. Anybody on a LAN who sends frames back can cause this, as he
-// can cause a loop. The edge of another segment on the same LAN is taken for one
-// too: a LAN is stretched by one segment, to as many sites as wanted.
+// carries again. Anybody on a LAN who sends probes back or makes them up can
+// cause this, as he can cause a loop. The edge of another segment on the same LAN
+// is taken for one too: a LAN is stretched by one segment, to as many sites as
+// wanted.
 //
 // # More than two sites
 //

@@ -102,7 +102,7 @@ func checkDue(t *testing.T, s *Switch, now time.Duration) {
 			t.Fatalf("to %d: %x", o.To, o.Frame)
 		}
 	}
-	if wait < 0 || len(s.agents.outbox) > maxOutbox || len(s.agents.news) > maxNews {
+	if wait < 0 || len(s.agents.outbox) > maxOutbox || len(s.agents.news)+len(s.agents.arrived) > 2*maxNews {
 		t.Fatalf("wait %v, %d frames and %d hosts wait", wait, len(s.agents.outbox), len(s.agents.news))
 	}
 }
