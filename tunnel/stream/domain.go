@@ -71,8 +71,10 @@ func newDomain(q *peer, name string, tenants bool, keep int) (*domain, error) {
 		history: history,
 		conns:   make(map[*peerConn]struct{}), relays: make(map[*relay]struct{}),
 	}
-	d.epochs.own, err = q.p.epoch()
-	return d, err
+	if d.epochs.own, err = q.p.epoch(); err != nil {
+		return nil, errors.Join(err, history.Close())
+	}
+	return d, nil
 }
 
 // historyConfig says how the history of a domain with a peer is kept. That of
@@ -127,12 +129,16 @@ func (d *domain) adopt(pc *peerConn, own, theirs hello, t terms) bool {
 	return true
 }
 
-// dropConns resets every connection; mu is held.
+// dropConns resets every connection; those that nobody uses are forgotten. mu
+// is held.
 func (d *domain) dropConns() {
-	d.ready = nil
 	for pc := range d.conns {
 		pc.conn.Close()
 	}
+	for _, pc := range d.ready {
+		d.account(pc)
+	}
+	d.ready = nil
 	signal(d.wake)
 }
 
@@ -140,6 +146,11 @@ func (d *domain) dropConns() {
 func (d *domain) forget(pc *peerConn) {
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
+	d.account(pc)
+}
+
+// account is forget; mu is held.
+func (d *domain) account(pc *peerConn) {
 	delete(d.conns, pc)
 	d.stats.WireIn += pc.read.Load()
 	d.stats.WireOut += pc.out.written.Load()
@@ -231,6 +242,7 @@ func (d *domain) park(pc *peerConn) {
 	defer d.q.mu.Unlock()
 	if pc.gen != d.gen || d.q.stopping {
 		pc.conn.Close()
+		d.account(pc)
 		return
 	}
 	d.ready = append(d.ready, pc)
@@ -320,6 +332,11 @@ func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, windo
 func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, window uint32) {
 	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.p.bufs, d.q.p.spawn)
 	r.desync = func() { d.restart(pc.gen) }
+	r.broken = func(err error) {
+		if !r.isOver() { // else what comes is of no interest
+			d.log.Warn("stream ended by reset", "src", t.src, "dst", t.dst, "err", err)
+		}
+	}
 	d.q.mu.Lock()
 	stopping := d.q.stopping || d.gen != pc.gen
 	d.relays[r] = struct{}{}

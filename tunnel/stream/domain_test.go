@@ -289,6 +289,12 @@ func TestPeerVanishes(t *testing.T) {
 			if got := w.crossed(4000, one); got > int64(len(one)/50) {
 				t.Errorf("a repeat took %d bytes", got)
 			}
+			const warm = 4 // of each side, in each of two domains
+			for s, peer := range map[*site]string{w.a: "dc2", w.b: "dc1"} {
+				if n := s.proxy.Connections(peer); n != 4*warm {
+					t.Errorf("%s: %d connections are on the account, want %d", s.cfg.Site, n, 4*warm)
+				}
+			}
 		})
 	}
 }

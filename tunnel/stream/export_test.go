@@ -122,3 +122,14 @@ func (p *Proxy) LoseHistory(peer string) {
 		}
 	}
 }
+
+// Connections is how many connections to a peer are on the account.
+func (p *Proxy) Connections(peer string) (n int) {
+	q := p.byName[peer]
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.domains {
+		n += len(d.conns)
+	}
+	return n
+}

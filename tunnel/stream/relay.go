@@ -52,8 +52,10 @@ type relay struct {
 	dec   *block.Decoder
 	bufs  *buffers
 	spawn func(func())
-	// desync is called when the histories do not agree any more.
+	// desync is called when the histories do not agree any more, broken with
+	// what the peer did that ended the stream.
 	desync func()
+	broken func(error)
 	misses int // of intake: in a row
 
 	// of pump
@@ -219,6 +221,7 @@ func (r *relay) take(buf []byte, owed *int) (more bool) {
 		return false
 	}
 	if err := r.handle(t, body, owed); err != nil {
+		r.broken(err)
 		r.abort(true)
 		return false
 	}
@@ -234,6 +237,7 @@ func (r *relay) take(buf []byte, owed *int) (more bool) {
 // frameFailed tells bytes that are no frame from a lost connection.
 func (r *relay) frameFailed(err error) {
 	if errors.Is(err, errFrame) {
+		r.broken(err)
 		r.abort(true)
 		return
 	}
