@@ -250,3 +250,29 @@ func train(t *testing.T, cut *super.Splitter) (batch [][]byte) {
 	}
 	return batch
 }
+
+// A batch written to a TAP and packets polled from it cost no allocation.
+func TestNoAllocations(t *testing.T) {
+	onThread(t, func() error {
+		both, err := Linux{}.testEnds(super.Ethernet)
+		if err != nil {
+			return err
+		}
+		defer both.close()
+		d := both[0].dev
+		var cut super.Splitter
+		batch := train(t, &cut)
+		bufs, sizes := [][]byte{make([]byte, BufferLen)}, []int{0}
+		if n := testing.AllocsPerRun(100, func() {
+			if _, err := d.Write(batch, 0); err != nil {
+				t.Error(err)
+			}
+			if _, err := d.Poll(bufs, sizes, MinOffset); err != nil {
+				t.Error(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+		return nil
+	})
+}

@@ -60,6 +60,8 @@ type mux struct {
 
 	// Owned by Read.
 	mtu     int // inner, as of now
+	out     sink
+	place   func(int) []byte // out.next, made once
 	scratch [][]byte
 	backlog []*held // released, to be sent
 	left    leftover
@@ -93,7 +95,7 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 		events: make(chan tun.Event), closed: make(chan struct{}), wake: make(chan struct{}, 1),
 		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
-	m.space = sync.NewCond(&m.mu)
+	m.space, m.place = sync.NewCond(&m.mu), m.out.next
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
 	m.setMTU(cfg.InnerMTU)

@@ -58,10 +58,10 @@ func (l *leftover) add(p []byte) {
 func (m *mux) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for !m.isClosed() {
 		n := min(len(bufs), conn.IdealBatchSize)
-		out := sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
-		m.fill(&out)
-		if out.n > 0 {
-			return out.n, nil
+		m.out = sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
+		m.fill(&m.out)
+		if m.out.n > 0 {
+			return m.out.n, nil
 		}
 	}
 	return 0, os.ErrClosed
@@ -156,7 +156,7 @@ func (m *mux) fillBacklog(out *sink) {
 			if parts, _ := carrier.Split(len(h.data), m.mtu); parts > out.room() {
 				return
 			}
-			m.split(carrier.Frame, h.segment, h.data, m.mtu, out.next)
+			m.split(carrier.Frame, h.segment, h.data, m.mtu, m.place)
 			m.count.txFrames.Add(1)
 		}
 		m.count.released.Add(1)
@@ -202,7 +202,7 @@ func (m *mux) putParts(out *sink, n int) bool {
 	m.whole = slices.Grow(m.whole[:0], n)[:n]
 	m.cut.Next(m.whole)
 	super.ClampMSS(m.whole, super.Ethernet, m.maxFrame(), false)
-	m.split(carrier.Frame, m.sending.segment, m.whole, m.mtu, out.next)
+	m.split(carrier.Frame, m.sending.segment, m.whole, m.mtu, m.place)
 	return true
 }
 
@@ -344,7 +344,7 @@ func (m *mux) putPacket(out *sink, p []byte) bool {
 			return false
 		}
 		super.ClampMSS(p, super.IP, m.mtu, false)
-		m.split(carrier.IP, 0, p, m.mtu, out.next)
+		m.split(carrier.IP, 0, p, m.mtu, m.place)
 	}
 	m.count.txPackets.Add(1)
 	m.count.txBytes.Add(uint64(len(p)))
