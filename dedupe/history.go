@@ -104,7 +104,7 @@ type History struct {
 	closed bool   // guarded by life
 
 	alloc    sync.Mutex
-	guarded  uint64 // positions below may be recycled; guarded by alloc
+	guarded  atomic.Uint64 // positions below may be recycled; raised under alloc
 	retained map[*Writer]struct{}
 }
 
@@ -269,12 +269,13 @@ func (h *History) extent(n int, owner uint32) (pos uint64) {
 // head becomes end; an eighth of the ring ahead, so it seldom has to look.
 func (h *History) guard(end uint64) {
 	recycled := end - min(end, h.tx.mem)
-	if recycled <= h.guarded {
+	if recycled <= h.guarded.Load() {
 		return
 	}
-	h.guarded = recycled + h.tx.mem/8
+	limit := recycled + h.tx.mem/8
+	h.guarded.Store(limit)
 	for w := range h.retained {
-		w.copyAside(h.guarded)
+		w.copyAside(limit)
 	}
 }
 

@@ -77,3 +77,22 @@ func traffic(t *testing.T, from, to *History, src *source) (matched, missed int)
 	}
 	return matched, missed
 }
+
+// TestOvertaken lets others take the whole ring between the moment a block got
+// its place and the moment it is kept: it must be kept all the same.
+func TestOvertaken(t *testing.T) {
+	h := NewHistory(minSize)
+	slow, fast := h.NewWriter(WriterOptions{}), h.NewWriter(WriterOptions{})
+	in := newSource(60, 50_000).pool
+	spans := slow.place(len(in))
+	for range 2 * minSize / len(in) {
+		if _, err := fast.Put(in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slow.store(in, spans)
+	seq := slow.retain(in, spans)
+	if out, _, err := slow.Again(nil, seq); err != nil || !bytes.Equal(out, in) {
+		t.Errorf("%d bytes of %d are kept: %v", len(out), len(in), err)
+	}
+}

@@ -1,6 +1,9 @@
 package dedupe
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // maxExtent is the largest extent, and in small rings 1/16 of what is in memory.
 const maxExtent = 1 << 20
@@ -88,7 +91,7 @@ func (w *Writer) Put(src []byte) (Block, error) {
 	b := Block{Spans: w.place(len(src))}
 	w.match.match(src)
 	w.store(src, b.Spans)
-	b.Seq = w.retain(b.Spans)
+	b.Seq = w.retain(src, b.Spans)
 	w.remember(src, b.Spans)
 	if w.match.safe() {
 		b.Tokens = w.match.tokens
@@ -110,7 +113,7 @@ func (w *Writer) Plant(src []byte) (Block, error) {
 	}
 	b := Block{Spans: w.place(len(src))}
 	w.store(src, b.Spans)
-	b.Seq = w.retain(b.Spans)
+	b.Seq = w.retain(src, b.Spans)
 	m := &w.match
 	m.anchors = w.h.index.scan(m.anchors[:0], src, 0, len(src))
 	w.h.insert(m.anchors, Sent, b.Spans)
@@ -188,13 +191,21 @@ func (w *Writer) remember(src []byte, spans [2]Span) {
 	w.h.insert(m.anchors, Sent, spans)
 }
 
-func (w *Writer) retain(spans [2]Span) (seq uint64) {
+// retain keeps src until it is acknowledged. If others have taken so many
+// positions since src got its own that guard has passed it, it is kept aside
+// from the start; guard comes later or has said so, as both hold mu.
+func (w *Writer) retain(src []byte, spans [2]Span) (seq uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	seq = w.first + uint64(len(w.sent))
-	if !w.closed {
-		w.sent = append(w.sent, record{spans: spans})
+	if w.closed {
+		return seq
 	}
+	r := record{spans: spans}
+	if spans[0].Pos < w.h.guarded.Load() {
+		r.aside = slices.Clone(src)
+	}
+	w.sent = append(w.sent, r)
 	return seq
 }
 

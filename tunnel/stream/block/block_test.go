@@ -81,7 +81,12 @@ type pipe struct {
 }
 
 func newPipe(t *testing.T, from, to *dedupe.History, id uint64) *pipe {
-	return &pipe{t: t, enc: newEncoder(from, id), dec: newDecoder(to, id)}
+	p := &pipe{t: t, enc: newEncoder(from, id), dec: newDecoder(to, id)}
+	t.Cleanup(func() { // the Shop's contexts are for the other tests, too
+		p.enc.Close()
+		p.dec.Close()
+	})
+	return p
 }
 
 func (p *pipe) send(src []byte, l compress.Level) {
