@@ -241,3 +241,96 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestContextBombs: sections that claim or contain more than they should are
+// refused before they take more than one window; and a good one still works.
+func TestContextBombs(t *testing.T) {
+	p := NewPool(1, 1)
+	e := p.Encoder(Strong)
+	text := bytes.Repeat([]byte("context "), 500)
+	first, second := e.Append(nil, text), e.Append(nil, text)
+	p.Release(e)
+	cases := bombs()
+	cases["a middle"] = second
+	cases["cut"] = first[:len(first)-1]
+	cases["more behind it"] = append(bytes.Clone(first), 0)
+	cases["nothing"] = nil
+	for name, b := range cases {
+		for _, n := range []int{1, len(text), MaxBlock, 1 << 30} {
+			d := p.Decoder()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			got, err := d.Append([]byte("x"), b, n)
+			runtime.ReadMemStats(&after)
+			if err == nil || string(got) != "x" {
+				t.Errorf("%s of %d: %d bytes, %v", name, n, len(got), err)
+			}
+			if used := after.TotalAlloc - before.TotalAlloc; used > Window+MaxBlock+1<<20 {
+				t.Errorf("%s of %d: allocated %d", name, n, used)
+			}
+			p.ReleaseDecoder(d)
+		}
+	}
+	d := p.Decoder()
+	for _, b := range [][]byte{first, second} {
+		if got, err := d.Append(nil, b, len(text)); err != nil || !bytes.Equal(got, text) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestContextRoundTrip: sections of any size, at every level, and contexts used
+// again by another stream.
+func TestContextRoundTrip(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	p := NewPool(1, 2)
+	for i := range 60 {
+		l := Balanced + Level(i%3)
+		e, d := p.Encoder(l), p.Decoder()
+		if e == nil || d == nil || e.Level() != l {
+			t.Fatal("no context")
+		}
+		for range 1 + r.IntN(20) {
+			src := sample(r, 1+r.IntN(1<<r.IntN(19)))
+			enc := e.Append([]byte("head"), src)
+			if limit := len(src) + 3*(len(src)>>17+1) + 16; len(enc)-4 > limit {
+				t.Fatalf("%d bytes became %d", len(src), len(enc)-4)
+			}
+			got, err := d.Append(nil, enc[4:], len(src))
+			if err != nil || !bytes.Equal(got, src) {
+				t.Fatalf("level %d, %d bytes: %v", l, len(src), err)
+			}
+		}
+		p.Release(e)
+		p.ReleaseDecoder(d)
+	}
+}
+
+// FuzzContext gives a context's decoder any section: no panic, nothing returned
+// with an error, no write behind what is returned.
+func FuzzContext(f *testing.F) {
+	p := NewPool(1, 1)
+	e := p.Encoder(Strong)
+	text := bytes.Repeat([]byte("seed "), 100)
+	first := e.Append(nil, text)
+	f.Add(first, e.Append(nil, text), len(text))
+	for _, b := range bombs() {
+		if len(b) < 100 {
+			f.Add(first, b, 1000)
+		}
+	}
+	f.Fuzz(func(t *testing.T, first, second []byte, n int) {
+		d := p.Decoder()
+		defer p.ReleaseDecoder(d)
+		for _, b := range [][]byte{first, second} {
+			buf := bytes.Repeat([]byte{0xa5}, 4096)
+			got, err := d.Append(buf[:6], b, n)
+			if err == nil && len(got) != 6+n || err != nil && len(got) != 6 {
+				t.Fatalf("%d bytes for %d, %v", len(got)-6, n, err)
+			}
+			if n < 4000 && bytes.Count(buf[max(6, 6+n):], []byte{0xa5}) != 4096-max(6, 6+n) {
+				t.Fatal("bytes behind the block were written")
+			}
+		}
+	})
+}

@@ -10,7 +10,7 @@ import (
 )
 
 // Window is how far back the blocks of one context may refer.
-const Window = 4 << 20
+const Window = 8 << 20
 
 // zstdMagic begins a frame. No zstd block begins with these bytes, so a
 // section that does begins a new context.

@@ -9,10 +9,13 @@ import (
 	"stitch/tunnel/stream/block"
 )
 
-// turnBytes is how much of a connection is encoded before it is decoded: so
-// little that it stays in the processor's caches, as what a socket gave does,
-// and enough to make reading the clock cheap.
-const turnBytes = max(1<<20, block.MaxBlock)
+const (
+	// turnBytes is how much of a connection is encoded before it is decoded: one
+	// block, which stays in the processor's caches, as what a socket gave does.
+	turnBytes = block.MaxBlock
+	// answerEvery is how many bytes the receiver takes before it answers.
+	answerEvery = 1 << 20
+)
 
 // What a connection sends besides its blocks: the wire format of
 // tunnel/stream.
@@ -34,12 +37,13 @@ type conn struct {
 	enc   *block.Encoder
 	dec   *block.Decoder
 	total int64 // bytes that arrived
+	owed  int   // of them, not yet answered
 	wire  int64
+	ack   []byte // not yet heeded
 
 	// Of this turn.
 	in, bodies, out []byte
 	ends            []int // of the bodies
-	ack             []byte
 }
 
 // dial opens a connection that carries src.
@@ -75,7 +79,9 @@ func (c *conn) heed() error {
 	if len(c.ack) == 0 {
 		return nil
 	}
-	return c.enc.Ack(c.ack)
+	err := c.enc.Ack(c.ack)
+	c.ack = c.ack[:0]
+	return err
 }
 
 // encode makes this turn's blocks, when the last turn's have been answered.
@@ -93,7 +99,7 @@ func (c *conn) encode() error {
 	return nil
 }
 
-// decode takes the blocks and answers them.
+// decode takes the blocks and answers now and then.
 func (c *conn) decode() error {
 	c.out = c.out[:0]
 	at := 0
@@ -103,9 +109,11 @@ func (c *conn) decode() error {
 		}
 		at = end
 	}
-	if at > 0 {
+	c.owed += len(c.out)
+	if c.owed >= answerEvery || c.owed > 0 && c.ended {
 		c.ack = c.dec.AppendAck(c.ack[:0])
 		c.wire += int64(frameHeader+len(c.ack)) + countFrame
+		c.owed = 0
 	}
 	return nil
 }

@@ -13,7 +13,7 @@
 //
 // # How time is measured
 //
-// Encoding and decoding take turns of about a MiB, and the processor time of
+// Encoding and decoding take turns of one block, and the processor time of
 // the whole process is read before and behind each: what a codec does on other
 // threads, the garbage collector's share and the kernel's time are all in it.
 // Reading the input and comparing the output are not, nor is the kernel's first

@@ -64,14 +64,14 @@ func TestAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Close()
-		blocks, turns, acks := pieces(len(data), block.MaxBlock), pieces(len(data), turnBytes), 0
+		blocks, turns, acks := pieces(len(data), block.MaxBlock), pieces(len(data), answerEvery), 0
 		for n := 1; n <= blocks; n++ {
 			acks -= len(binary.AppendUvarint(nil, uint64(n))) // the twin's, one a block
-			if n*block.MaxBlock%turnBytes == 0 || n == blocks {
+			if n*block.MaxBlock%answerEvery == 0 || n == blocks {
 				acks += len(binary.AppendUvarint(nil, uint64(n)))
 			}
 		}
-		// DATA of each block; ACK and CREDIT of each turn; HELLO 89, WELCOME 121,
+		// DATA of each block; ACK and CREDIT of each MiB; HELLO 89, WELCOME 121,
 		// AUTH 32, READY, OPEN 18, DIALING, OPENED 4; FIN and DONE 8, twice; once
 		// RESYNC.
 		want := c.Wire + acks + blocks*4 + turns*(4+12) + 7*4 + 89 + 121 + 32 + 18 + 4 + 4*12
@@ -176,19 +176,19 @@ func encoded(t *testing.T, s *Session, data []byte) *conn {
 // where; without it there is none.
 func TestVerification(t *testing.T) {
 	for _, bad := range []bool{false, true} {
-		c := encoded(t, open(t, Config{}), blocktest.Random(1, 300_000))
+		c := encoded(t, open(t, Config{}), blocktest.Random(1, 200_000))
 		if err := c.decode(); err != nil {
 			t.Fatal(err)
 		}
 		if bad {
-			c.out[299_999] ^= 1
+			c.out[199_999] ^= 1
 		}
 		err := c.compare()
-		if errors.Is(err, ErrDiffers) != bad || bad && err.Error() != ErrDiffers.Error()+" at byte 299999" {
+		if errors.Is(err, ErrDiffers) != bad || bad && err.Error() != ErrDiffers.Error()+" at byte 199999" {
 			t.Errorf("bad %v: %v", bad, err)
 		}
 	}
-	c := encoded(t, open(t, Config{}), blocktest.Random(1, 300_000))
+	c := encoded(t, open(t, Config{}), blocktest.Random(1, 200_000))
 	if err := c.decode(); err != nil {
 		t.Fatal(err)
 	}

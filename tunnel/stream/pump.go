@@ -3,6 +3,7 @@ package stream
 import (
 	"errors"
 	"io"
+	"os"
 	"time"
 
 	"stitch/tunnel/stream/block"
@@ -12,6 +13,9 @@ import (
 // writing, run beside the first half of the next block's. A smaller block is not
 // worth a goroutine.
 const besideSize = 32 << 10
+
+// quiet is how long a stream has sent nothing when it counts as idle.
+const quiet = time.Second
 
 // codec returns the encoder and decoder of a stream of the given mode.
 func (pc *peerConn) codec(m mode, shop *block.Shop) (*block.Encoder, *block.Decoder) {
@@ -37,7 +41,7 @@ func (r *relay) pump() {
 		if room == 0 {
 			return
 		}
-		err := r.local.Wait()
+		err := r.await()
 		if err == nil {
 			err = r.forward(room)
 		}
@@ -58,6 +62,25 @@ func (r *relay) pump() {
 			return
 		}
 	}
+}
+
+// await waits until the host has sent something or ended. A stream that is quiet
+// gives up its compressor's context meanwhile.
+func (r *relay) await() error {
+	r.local.SetReadDeadline(time.Now().Add(quiet))
+	err := r.local.Wait()
+	r.local.SetReadDeadline(time.Time{})
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	if err := r.settle(); err != nil {
+		return err
+	}
+	frame := r.enc.Idle(beginFrame(nil, frameData))
+	if len(frame) > frameHeader && r.pc.out.data(endFrame(frame, 0)) != nil {
+		return errPeerWrite
+	}
+	return r.local.Wait()
 }
 
 // errPeerWrite marks an error of the inter-agent connection.

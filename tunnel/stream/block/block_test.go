@@ -436,6 +436,7 @@ func TestAllocs(t *testing.T) {
 	for _, l := range levels {
 		c := a.Forward(uint64(l))
 		c.Enc.Pin(l)
+		c.Enc.Bulk()
 		step := 0
 		n := testing.AllocsPerRun(100, func() {
 			src[step*1009%len(src)]++

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"runtime"
 	"testing"
 
@@ -37,6 +38,52 @@ func TestFlips(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestFlipsInContext flips one bit in each of 1,000 blocks of guest pages that go
+// on from others, at every level: an error, a miss, or the same bytes. Every
+// tenth is a control without the flip.
+func TestFlipsInContext(t *testing.T) {
+	a := blocktest.NewAgents(8 << 20)
+	src := blocktest.Pages(1, 100)
+	if err := a.Forward(1).Send(src, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(8, 8))
+	detected := 0
+	for i := range 1000 {
+		enc, dec := pinned(a.A, uint64(i+2), levels[i%len(levels)]), newDecoder(a.B, uint64(i+2))
+		enc.Bulk()
+		at := r.IntN(len(src) - 40_000)
+		var app, body []byte
+		for range 1 + i%4 {
+			n := 1 + r.IntN(9000)
+			app, at = bytes.Clone(src[at:at+n]), at+n
+			for k := 100; k < n; k += 1 + r.IntN(2000) {
+				app[k] ^= byte(1 + r.IntN(255))
+			}
+			if body != nil {
+				if _, err := dec.Decode(nil, body); err != nil {
+					t.Fatal(err)
+				}
+			}
+			body = enc.Append(body[:0], app)
+		}
+		control := i%10 == 0
+		if !control {
+			body[r.IntN(len(body))] ^= 1 << r.IntN(8)
+		}
+		got, err := dec.Decode(nil, body)
+		if err == nil && !bytes.Equal(got, app) || control && err != nil {
+			t.Fatalf("flip %d: %d bytes, %v", i, len(got), err)
+		}
+		if err != nil {
+			detected++
+		}
+		enc.Close()
+		dec.Close()
+	}
+	t.Logf("%d of 900 flips were noticed; the others changed nothing", detected)
 }
 
 // TestTruncations: every prefix of a body is refused or missed.

@@ -76,7 +76,7 @@
 // costs next to nothing.
 //
 // Codec 3 is one zstd frame (window at most
-// 4 MiB, no checksum, no dictionary) over many blocks of a connection, each
+// 8 MiB, no checksum, no dictionary) over many blocks of a connection, each
 // with whole zstd blocks; a section that begins with zstd's magic begins
 // another frame. It is used by at most 8 connections between two agents at once.
 // The body 03 00 is no block and has no seq: it ends the frame, so that both
