@@ -13,7 +13,7 @@ import (
 // decoders, made when first needed and shared by everyone who holds the Pool.
 // It is safe for concurrent use; a caller beyond the number waits for a free
 // one, so memory is bounded: for each of the width about 4 MiB a level, and
-// for each context about 21 MiB here and 9 MiB at the peer.
+// for each context about 22 MiB here and 9 MiB at the peer.
 type Pool struct {
 	levels  [levels]func() *zstd.Encoder // of single blocks; nil: not zstd
 	decoder func() *zstd.Decoder

@@ -140,7 +140,7 @@ const maxContexts = 8
 
 // NewShop returns a Shop in which width calls of a compressor may run at once;
 // more wait. Its memory is taken when first needed: about 12 MiB for each, and
-// 21 MiB for each of at most 8 bulk streams' contexts (9 MiB at the receiving
+// 22 MiB for each of at most 8 bulk streams' contexts (9 MiB at the receiving
 // end). Both ends of a link should have a Shop for each other, since a peer may
 // use all the contexts there are.
 func NewShop(width int) *Shop {
