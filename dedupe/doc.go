@@ -15,9 +15,11 @@
 // rolling hash over 64 bytes has 8 zero bits, one in 256 bytes); each one is
 // verified by comparing bytes and extended both ways, so a collision costs
 // time, never data. The index is local: nothing of it is on the wire. What is
-// found is a run: it is followed behind its end, and behind edits in place,
-// without hashing. Of several candidates the one that covers the others and is
-// longer, or else younger, is taken: a third trip then refers to the second.
+// found is a run: it is followed from block to block without hashing, and
+// behind edits in place. Behind an edit of more than 16 bytes the anchors near
+// it are asked first: the page may come from elsewhere. Of several candidates
+// the one that covers the others and is longer, or else younger, is taken: a
+// third trip then refers to the second.
 //
 // # Which sources are legal
 //
