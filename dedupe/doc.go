@@ -79,7 +79,7 @@
 // line and are a bucket, where the oldest gives way: what is given up is what
 // would soon be overwritten in the ring. Blocks' anchors are looked up and
 // inserted together, so that the processor waits for many buckets at a time.
-// Repeated bytes are not hashed but for a stripe of 512 bytes in 4 KiB, whose
+// Repeated bytes are not hashed but for a stripe of 256 bytes in 4 KiB, whose
 // anchors move to the new copy.
 //
 // # Locks

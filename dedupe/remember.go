@@ -3,7 +3,7 @@ package dedupe
 const (
 	// Of what repeats older bytes only stripes are hashed, at every stripeEvery
 	// bytes of the block.
-	stripe      = 512
+	stripe      = 256
 	stripeEvery = 4 << 10
 )
 
