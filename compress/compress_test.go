@@ -156,7 +156,7 @@ func TestGate(t *testing.T) {
 			g.Report(len(random), len(random))
 		}
 	}
-	if tries < 10 || tries > 30 {
+	if tries < 2 || tries > 10 {
 		t.Errorf("%d probes in 1000 blocks", tries)
 	}
 	text := bytes.Repeat([]byte("text "), 1000)

@@ -2,9 +2,11 @@ package compress
 
 import "encoding/binary"
 
-// Most blocks a Gate passes over between two probes: with blocks of 256 KiB a
-// stream that turns compressible is noticed within 16 MiB at the latest.
-const maxSkip = 63
+// The first probe comes after firstSkip blocks and each one that gave nothing
+// makes the distance four times as long, up to maxSkip: a probe costs as much as
+// matching several blocks, and a stream that turns compressible mostly stops to
+// look random, which is seen at once.
+const firstSkip, maxSkip = 31, 1023
 
 // Gate turns compression off for a stream of random-looking blocks, and probes
 // them at growing distances. A block that does not look random is always
@@ -42,7 +44,7 @@ func (g *Gate) Report(in, out int) {
 }
 
 func (g *Gate) close() {
-	g.wait = min(2*g.wait+1, maxSkip)
+	g.wait = min(4*g.wait+firstSkip, maxSkip)
 	g.skip = g.wait
 }
 
