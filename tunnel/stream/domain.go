@@ -330,7 +330,7 @@ func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, windo
 
 // relay carries a stream to its end and accounts for it.
 func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, window uint32) {
-	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.p.bufs, d.q.p.spawn)
+	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.bufs, d.q.p.spawn)
 	r.desync = func() { d.restart(pc.gen) }
 	r.broken = func(err error) {
 		if !r.isOver() { // else what comes is of no interest

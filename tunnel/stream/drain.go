@@ -166,7 +166,7 @@ func (r *relay) rest(d time.Duration) {
 const bufSize = frameHeader + block.MaxFrame
 
 // buffers is a pool of bufSize buffers and the codec's working memory, shared
-// by the streams of a Proxy.
+// by the streams to one peer.
 type buffers struct {
 	shop *block.Shop
 	pool sync.Pool

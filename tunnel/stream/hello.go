@@ -6,13 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"stitch/tunnel/stream/block"
 )
 
 const (
 	helloMagic = "stch"
-	// minVersion and maxVersion are the versions of the wire format that this
-	// release speaks.
-	minVersion, maxVersion = 1, 1
+	// minVersion and maxVersion are the versions of the wire format, frames and
+	// blocks, that this release speaks.
+	minVersion, maxVersion = block.Version, block.Version
 	nonceLen               = 32
 	macLen                 = sha256.Size
 	maxDomain              = 32

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
 
 	"stitch/tunnel/config"
+	"stitch/tunnel/stream/block"
 )
 
 const (
@@ -36,6 +38,7 @@ type peer struct {
 	sem     chan struct{} // incoming handshakes
 	out     chan struct{} // outgoing ones
 	domains []*domain     // in the order of the configuration
+	bufs    buffers       // the peer's share of the compressors is bounded by its shop
 
 	mu        sync.Mutex
 	lastID    uint64
@@ -49,6 +52,7 @@ type peer struct {
 
 func newPeer(p *Proxy, l Link) (*peer, error) {
 	q := &peer{p: p, link: l, log: p.log.With("peer", l.Peer), sem: make(chan struct{}, maxHandshakes), out: make(chan struct{}, maxDials)}
+	q.bufs.shop = block.NewShop(runtime.GOMAXPROCS(0))
 	if p.cfg.Site > l.Peer {
 		q.odd = 1
 	}

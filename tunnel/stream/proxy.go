@@ -9,13 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"runtime"
 	"sync"
 	"time"
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
-	"stitch/tunnel/stream/block"
 )
 
 const (
@@ -53,7 +51,6 @@ type Proxy struct {
 	peers  []*peer
 	byName map[string]*peer
 	gate   gate
-	bufs   buffers
 	tasks  sync.WaitGroup
 
 	mu        sync.Mutex
@@ -85,7 +82,6 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Proxy{cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
-	p.bufs.shop = block.NewShop(runtime.GOMAXPROCS(0))
 	for _, l := range cfg.Links {
 		if p.byName[l.Peer] != nil || l.Peer == cfg.Site {
 			return nil, errors.Join(fmt.Errorf("stream: peer %q has two links or our own name", l.Peer), p.Close())
