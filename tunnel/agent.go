@@ -56,6 +56,10 @@ type Seams struct {
 	Control func(control.Config) (Runner, error)
 	// DNS binds the name server; nil: names are not served.
 	DNS func(dns.Config) (Runner, error)
+	// Beat is called about once a second by a plane that serves and has proved
+	// that it does not hang. It may block for as long as it likes. Nil: nobody
+	// wants to know.
+	Beat func()
 	// Rand gives nonces.
 	Rand io.Reader
 }
@@ -113,7 +117,7 @@ func (a *Agent) RunStream(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	status := func(context.Context) control.Status { return streamStatus(p.Stats()) }
-	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Seed: seeder(p)}, p)
+	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Seed: seeder(p)}, p.Prove, p)
 }
 
 // seeder is what the control socket calls to seed.
@@ -145,15 +149,18 @@ func (a *Agent) streamLinks() ([]stream.Link, error) {
 	return out, nil
 }
 
-// serve runs a plane's parts and its status socket until ctx ends or one of
-// them fails. The end of ctx is no error.
-func (a *Agent) serve(ctx context.Context, api control.Config, parts ...Runner) error {
+// serve runs a plane's parts, its status socket and its heart until ctx ends or
+// one of them fails. The end of ctx is no error.
+func (a *Agent) serve(ctx context.Context, api control.Config, prove func(), parts ...Runner) error {
 	if a.seams.Control != nil {
 		s, err := a.seams.Control(api)
 		if err != nil {
 			return err
 		}
 		parts = append(parts, s)
+	}
+	if a.seams.Beat != nil {
+		parts = append(parts, heart{prove, a.seams.Beat})
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, p := range parts {
@@ -166,9 +173,10 @@ func (a *Agent) serve(ctx context.Context, api control.Config, parts ...Runner) 
 }
 
 // RunLink is what the link process runs: the link plane of a real host, whose
-// offloads it tests first.
-func RunLink(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+// offloads it tests first. Beat is Seams.Beat.
+func RunLink(ctx context.Context, cfg *config.Config, log *slog.Logger, beat func()) error {
 	seams := Linux(cfg, log)
+	seams.Beat = beat
 	tested, err := netdev.Linux{NoCut: cfg.Offload.NoCut, NoJoin: cfg.Offload.NoJoin}.SelfTest()
 	if err != nil && log != nil {
 		log.Warn("offloads", "err", err)
@@ -178,8 +186,11 @@ func RunLink(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 }
 
 // RunStream is what the stream process runs: the stream plane of a real host.
-func RunStream(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	return New(cfg, Linux(cfg, log), log).RunStream(ctx)
+// Beat is Seams.Beat.
+func RunStream(ctx context.Context, cfg *config.Config, log *slog.Logger, beat func()) error {
+	seams := Linux(cfg, log)
+	seams.Beat = beat
+	return New(cfg, seams, log).RunStream(ctx)
 }
 
 // Clean removes from this host what a stopped agent left on purpose: its

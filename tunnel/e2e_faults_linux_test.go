@@ -72,6 +72,71 @@ func TestE2EKillStream(t *testing.T) {
 	echo(t, l, "h1", "h2", "10.2.0.10:4002", mix(4<<20, 3))
 }
 
+// TestE2EHangStream: a stream process that is stopped for 3 s goes on with its
+// connections; one that stays stopped is replaced within 10 s, and new
+// connections of its ports pass within 12.
+func TestE2EHangStream(t *testing.T) {
+	l := world(t, wan100)
+	go echoAll(listen(t, l, "h2", "10.2.0.10:4006"))
+	kept := mustDial(t, l, "h1", "10.2.0.10:4006")
+	exchange(t, kept)
+	pid := signal(t, l, "e1", "stream", syscall.SIGSTOP)
+	time.Sleep(3 * time.Second)
+	signal(t, l, "e1", "stream", syscall.SIGCONT)
+	exchange(t, kept)
+
+	if again := signal(t, l, "e1", "stream", syscall.SIGSTOP); again != pid {
+		t.Fatalf("the stream process was replaced after a stall of 3 s: %d, then %d", pid, again)
+	}
+	start := time.Now()
+	if c, err := dialFor(l, "h1", "10.2.0.10:4006", 2*time.Second); err == nil {
+		c.Close()
+		t.Error("control case: a connection was opened through a stopped process")
+	}
+	eventually(t, 20*time.Second, "a new connection passes", func() bool {
+		c, err := dialFor(l, "h1", "10.2.0.10:4006", time.Second)
+		if err != nil {
+			return false
+		}
+		exchange(t, c)
+		return c.Close() == nil
+	})
+	took := time.Since(start)
+	t.Logf("a new connection passed %v after the hang began", took)
+	if took > 12*time.Second {
+		t.Errorf("a new connection passed after %v, want 12 s", took)
+	}
+	restarted(t, l, "e1", "stream", pid)
+	for _, p := range status(t, l, "e1").Processes {
+		if p.Name == "stream" && !strings.HasPrefix(p.LastExit, "hung: ") {
+			t.Errorf("the status does not say why: %+v", p)
+		}
+	}
+}
+
+// TestE2EHangLink: a link process that stays stopped is replaced, and an open
+// connection goes on.
+func TestE2EHangLink(t *testing.T) {
+	l := world(t, wan100)
+	kept := mustDial(t, l, "h1", keepOpen(t, l))
+	exchange(t, kept)
+	answers := func() bool { return l.Command("h1", "ping", "-c1", "-W1", "10.2.0.10").Run() == nil }
+	if !answers() {
+		t.Fatal("control case: no answer before the hang")
+	}
+	pid := signal(t, l, "e1", "link", syscall.SIGSTOP)
+	start := time.Now()
+	if answers() {
+		t.Error("control case: an answer through a stopped process")
+	}
+	eventually(t, 20*time.Second, "h2 answers again", answers)
+	if took := time.Since(start); took > 13*time.Second {
+		t.Errorf("back %v after the hang began, want 10 s and 3 for the link", took)
+	}
+	restarted(t, l, "e1", "link", pid)
+	exchange(t, kept)
+}
+
 // pump writes data again and again until the connection breaks.
 func pump(c net.Conn, data []byte) error {
 	for {

@@ -119,12 +119,17 @@ func listen(t *testing.T, l *lab.Lab, host, addr string) *net.TCPListener {
 
 // dial connects from a host.
 func dial(l *lab.Lab, host, addr string) (*net.TCPConn, error) {
+	return dialFor(l, host, addr, 10*time.Second)
+}
+
+// dialFor is dial with a patience.
+func dialFor(l *lab.Lab, host, addr string, patience time.Duration) (*net.TCPConn, error) {
 	ns, err := l.Namespace(host)
 	if err != nil {
 		return nil, err
 	}
 	var c net.Conn
-	err = ns.Do(func() (err error) { c, err = net.DialTimeout("tcp", addr, 10*time.Second); return })
+	err = ns.Do(func() (err error) { c, err = net.DialTimeout("tcp", addr, patience); return })
 	if err != nil {
 		return nil, err
 	}
@@ -176,9 +181,15 @@ func streamStats(t *testing.T, l *lab.Lab, edge string) (out stream.Stats) {
 // kill sends SIGKILL to a child of an edge's agent and returns its pid.
 func kill(t *testing.T, l *lab.Lab, edge, child string) int {
 	t.Helper()
+	return signal(t, l, edge, child, syscall.SIGKILL)
+}
+
+// signal sends a signal to a child of an edge's agent and returns its pid.
+func signal(t *testing.T, l *lab.Lab, edge, child string, s syscall.Signal) int {
+	t.Helper()
 	for _, p := range status(t, l, edge).Processes {
 		if p.Name == child && p.Pid > 0 {
-			if err := syscall.Kill(p.Pid, syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(p.Pid, s); err != nil {
 				t.Fatal(err)
 			}
 			return p.Pid

@@ -78,7 +78,7 @@ func (a *Agent) RunLink(ctx context.Context) (err error) {
 	if err := p.connect(); err != nil {
 		return err
 	}
-	return a.serve(ctx, control.Config{Path: control.LinkSocket, Status: p.status}, p.parts...)
+	return a.serve(ctx, control.Config{Path: control.LinkSocket, Status: p.status}, p.prove, p.parts...)
 }
 
 // open opens everything but the links.

@@ -14,8 +14,9 @@ import (
 	"stitch/tunnel/config"
 )
 
-// runner is one process of the agent: it runs until ctx is done.
-type runner func(ctx context.Context, cfg *config.Config, log *slog.Logger) error
+// runner is one process of the agent: it runs until ctx is done, and calls beat
+// about every second while it does not hang.
+type runner func(ctx context.Context, cfg *config.Config, log *slog.Logger, beat func()) error
 
 // childCommand holds the processes that `stitch up` starts. They are hidden:
 // alone they make no agent.
@@ -25,7 +26,7 @@ func childCommand() *cli.Command {
 			Name:      name,
 			Usage:     usage,
 			ArgsUsage: "CONFIG",
-			Flags:     agentFlags(),
+			Flags:     append(agentFlags(), &cli.BoolFlag{Name: "beat", Usage: "say on descriptor 3, every second, that the process does not hang"}),
 			Action:    func(c *cli.Context) error { return runChild(c, name, run) },
 		}
 	}
@@ -57,13 +58,29 @@ func runChild(c *cli.Context, name string, run runner) error {
 	}
 	ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, cfg, log); err != nil && ctx.Err() == nil {
+	var beat func()
+	if c.Bool("beat") {
+		beat = beater()
+	}
+	if err := run(ctx, cfg, log, beat); err != nil && ctx.Err() == nil {
 		if permanent(err) {
 			return refusal{err}
 		}
 		return err
 	}
 	return nil
+}
+
+// beatFD is where a child finds the pipe to its keeper.
+const beatFD = 3
+
+// beater returns what tells the keeper that this process lives. It may be
+// called once.
+func beater() func() {
+	syscall.CloseOnExec(beatFD)
+	pipe := os.NewFile(beatFD, "beat")
+	// A keeper that is gone takes us with it: no need to hear of it here.
+	return func() { _, _ = pipe.Write([]byte{1}) }
 }
 
 // permanent reports errors that another start will not mend: what the machine

@@ -19,12 +19,15 @@ type exit struct {
 	signal    string        // name of that signal
 	complaint string        // what it said last, or its panic
 	panicked  bool          // the Go runtime ended it, also with code 2
+	hung      bool          // the watchdog ended it
 	ran       time.Duration // from start to end
 }
 
 // String says it in one line.
 func (e exit) String() string {
 	switch {
+	case e.hung:
+		return fmt.Sprintf("hung: no sign of life for %v, killed", hangAfter)
 	case e.signal != "":
 		return "ended by signal: " + e.signal
 	case e.code < 0:
@@ -46,7 +49,7 @@ type policy struct {
 // a process that refuses its first start (code 2) would refuse all others.
 func (p *policy) next(e exit) (time.Duration, bool) {
 	p.exits++
-	if p.exits == 1 && e.code == 2 && !e.panicked {
+	if p.exits == 1 && e.code == 2 && !e.panicked && !e.hung {
 		return 0, false
 	}
 	if e.ran >= healthyAfter {

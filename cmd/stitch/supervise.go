@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -86,7 +88,7 @@ func (k *keeper) run(ctx context.Context) error {
 }
 
 // once runs the child to its end. When ctx is done it is asked to stop, and
-// killed when it does not.
+// killed when it does not; it is killed too when it hangs.
 func (k *keeper) once(ctx context.Context) exit {
 	said := &lastLine{out: k.out}
 	cmd := exec.CommandContext(ctx, k.exe, k.args...)
@@ -95,14 +97,24 @@ func (k *keeper) once(ctx context.Context) exit {
 	cmd.WaitDelay = k.patience
 	// A group of its own: Ctrl-C in a terminal is ours to pass on.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	heart, beat, err := os.Pipe()
+	if err != nil {
+		return exit{code: -1, complaint: err.Error()}
+	}
+	defer heart.Close()
+	cmd.ExtraFiles = []*os.File{beat} // beatFD there
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	err = cmd.Start()
+	beat.Close()
+	if err != nil {
 		return exit{code: -1, complaint: err.Error()}
 	}
 	k.update(func(p *control.Process) { p.State, p.Pid = "running", cmd.Process.Pid })
+	endWatch := k.watch(ctx, cmd.Process, heart, said)
 	_ = cmd.Wait() // the process state says it better
+	hung := endWatch()
 	said.flush()
-	e := exit{code: cmd.ProcessState.ExitCode(), ran: time.Since(began)}
+	e := exit{code: cmd.ProcessState.ExitCode(), hung: hung, ran: time.Since(began)}
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		e.signal = ws.Signal().String()
 	}
@@ -111,8 +123,11 @@ func (k *keeper) once(ctx context.Context) exit {
 }
 
 // lastLine passes whole lines on and remembers the last one, or the first of a
-// panic. It is not safe for concurrent use, out must be.
+// panic. Of the output after dump is set it passes on maxDump bytes. It is not
+// safe for concurrent use, but for dump; out must be.
 type lastLine struct {
+	dump    atomic.Bool
+	dumped  int
 	out     io.Writer
 	partial []byte
 	last    string
@@ -146,7 +161,12 @@ func (l *lastLine) flush() {
 
 // line passes one line on.
 func (l *lastLine) line(b []byte) {
-	_, _ = l.out.Write(b)
+	if l.dump.Load() {
+		l.dumped += len(b)
+	}
+	if l.dumped <= maxDump {
+		_, _ = l.out.Write(b)
+	}
 	text := strings.TrimSpace(string(b))
 	text = text[:min(len(text), maxComplaint)]
 	if text == "" {

@@ -42,6 +42,7 @@ func TestPolicy(t *testing.T) {
 		"refused at once":       {[]exit{refused}, nil, true},
 		"refused later":         {[]exit{crash, refused, refused}, ms(0, 200, 400), false},
 		"panic has code 2 too":  {[]exit{{code: 2, panicked: true}}, ms(0), false},
+		"hung with code 2":      {[]exit{{code: 2, hung: true}}, ms(0), false},
 		"killed":                {[]exit{{code: -1, signal: "killed"}}, ms(0), false},
 	} {
 		var p policy
@@ -132,6 +133,9 @@ func actAs(role string, args []string) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
+	}
+	if role == "beat" {
+		go beatUntil(ctx)
 	}
 	if err := s.Run(ctx); err != nil {
 		return 1

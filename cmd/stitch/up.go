@@ -90,7 +90,7 @@ func newSupervisor(c *cli.Context, cfg *config.Config, log *slog.Logger) (*super
 	}
 	out := &lockedWriter{w: c.App.ErrWriter}
 	for _, name := range names {
-		args := []string{"child", name, fmt.Sprintf("--streams=%v", streams), "--log-level=" + c.String("log-level"), c.Args().First()}
+		args := []string{"child", name, fmt.Sprintf("--streams=%v", streams), "--beat", "--log-level=" + c.String("log-level"), c.Args().First()}
 		s.keepers = append(s.keepers, &keeper{name: name, exe: exe, args: args, out: out, log: log, patience: stopPatience})
 	}
 	return s, nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"time"
 
 	"stitch/dedupe"
@@ -132,4 +133,15 @@ func (p *Proxy) Connections(peer string) (n int) {
 		n += len(d.conns)
 	}
 	return n
+}
+
+// Loops are the locks of what Prove asks after, by name.
+func (p *Proxy) Loops() map[string]*sync.Mutex {
+	out := map[string]*sync.Mutex{
+		"hold device": &p.holding, "listener": &p.accepting, "table": &p.mu, "gate": &p.gate.mu,
+	}
+	for _, q := range p.peers {
+		out["peer "+q.link.Peer] = &q.mu
+	}
+	return out
 }

@@ -53,6 +53,11 @@ type Proxy struct {
 	gate   gate
 	tasks  sync.WaitGroup
 
+	// holding and accepting are held by the loops of the hold device and of the
+	// listeners while they work, not while they wait: see Prove.
+	holding   sync.Mutex
+	accepting sync.Mutex
+
 	mu        sync.Mutex
 	table     *holdTable[*opened]
 	device    netdev.Device
@@ -163,6 +168,24 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return err
 }
 
+// Prove returns when the loops every new connection needs have ended the turn
+// they are in, and no lock they take is kept for good. It does not return while
+// one of them hangs. A connection that hangs alone does not matter to it.
+func (p *Proxy) Prove() {
+	for _, m := range []*sync.Mutex{&p.holding, &p.accepting, &p.mu, &p.gate.mu} {
+		turnOver(m)
+	}
+	for _, q := range p.peers {
+		turnOver(&q.mu)
+	}
+}
+
+// turnOver waits until whoever has m gives it back.
+func turnOver(m *sync.Mutex) {
+	m.Lock()
+	defer m.Unlock()
+}
+
 func closeAll(ls []Listener) {
 	for _, l := range ls {
 		l.Close()
@@ -178,9 +201,11 @@ func (p *Proxy) readHold(ctx context.Context, d netdev.Device) error {
 	}
 	for {
 		n, err := d.Read(bufs, sizes, 0)
+		p.holding.Lock()
 		for i := range n {
 			p.holdPacket(ctx, bufs[i][:sizes[i]])
 		}
+		p.holding.Unlock()
 		if err != nil {
 			return fmt.Errorf("stream: hold device: %w", err)
 		}
@@ -332,6 +357,8 @@ func (o *opened) drop() {
 
 // accepted joins a connection from the transparent listener to its stream.
 func (p *Proxy) accepted(ctx context.Context, c Conn) {
+	p.accepting.Lock()
+	defer p.accepting.Unlock()
 	t := tuple{addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())}
 	o := p.join(t)
 	if o == nil {
