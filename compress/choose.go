@@ -9,6 +9,8 @@ import "time"
 // not safe for concurrent use.
 type Chooser struct {
 	floor  float64 // input bytes per second of processor time
+	saved  float64 // seconds by which the floor was more than kept up
+	easy   bool    // so many that a stretch may be slower
 	beside bool    // matching and compression have a core each
 	link   float64 // bytes per second; 0 unknown
 
@@ -73,6 +75,10 @@ const (
 	minStay, maxStay = 8 << 20, 1 << 30
 	// clearly is how much better another level must be.
 	clearly = 1.1
+	// maxSaved is how many seconds may be saved up, and there are to begin with;
+	// slack is how far below the floor a stretch of the stream may lie while
+	// they last. The floor is kept over the stream, not in each stretch of it.
+	maxSaved, slack = 1, 0.75
 	// outlier is how much slower than usual one block may count as: the rest
 	// is time that the processor spent elsewhere.
 	outlier = 1.5
@@ -92,7 +98,7 @@ var typical = [levels]struct{ cost, out float64 }{
 // it keeps up floor bytes of input per second of processor time; cores is how
 // many the stream may use.
 func NewChooser(floor float64, cores int) *Chooser {
-	return &Chooser{floor: floor, beside: cores > 1, level: Strong, last: Strong, known: Strong, stay: minStay}
+	return &Chooser{floor: floor, saved: maxSaved, easy: true, beside: cores > 1, level: Strong, last: Strong, known: Strong, stay: minStay}
 }
 
 // SetLink tells how many bytes a second the link takes; 0 if unknown.
@@ -120,6 +126,7 @@ func (c *Chooser) Add(s Sample) {
 		return
 	}
 	c.all.add(n, float64(s.Rest), s.Match.Seconds())
+	c.save(n/c.floor - (s.Match + s.Pack).Seconds())
 	if !s.Blind {
 		c.tried.add(n, float64(s.Lits+s.Rest), s.Match.Seconds())
 	}
@@ -133,6 +140,26 @@ func (c *Chooser) Add(s Sample) {
 	if c.left -= n; c.left <= 0 {
 		c.choose()
 	}
+}
+
+// save adds to what was saved. A stretch may be slow from when all is saved
+// until nothing is.
+func (c *Chooser) save(t float64) {
+	c.saved = min(c.saved+t, maxSaved)
+	switch {
+	case c.saved <= 0:
+		c.saved, c.easy = 0, false
+	case c.saved == maxSaved:
+		c.easy = true
+	}
+}
+
+// goal is the speed that the next stretch must have.
+func (c *Chooser) goal() float64 {
+	if c.easy {
+		return slack * c.floor
+	}
+	return c.floor
 }
 
 // choose takes another level if it is clearly better. After a stay in Store
@@ -186,10 +213,10 @@ func (c *Chooser) better(l, best Level) bool {
 	if l < Balanced {
 		return false
 	}
-	if c.speed(best)*margin < c.floor {
+	if c.speed(best)*margin < c.goal() {
 		return c.speed(l) > c.speed(best) && (best > l || best < Balanced)
 	}
-	return l > best && c.speed(l) >= c.floor
+	return l > best && c.speed(l) >= c.goal()
 }
 
 // rate is how many bytes of input a second go out at level l: what the

@@ -194,3 +194,29 @@ func TestChooserMixed(t *testing.T) {
 		t.Errorf("%.3f of the time without compression", spent/off)
 	}
 }
+
+// TestChooserSaves: a slow stretch of a stream that keeps up the floor on the
+// whole does not cost it the strongest level, and one that goes on and on does
+// not bring the whole below the floor.
+func TestChooserSaves(t *testing.T) {
+	b := guest()
+	c := NewChooser(100e6, 1)
+	b.run(c, 128)
+	for i := range 20 {
+		b.share = []float64{0.8, 0.2}[i%2]
+		if b.run(c, 100); c.Level() != Extreme {
+			t.Errorf("turn %d: level %d", i, c.Level())
+		}
+	}
+	b = guest()
+	b.share = 0.8
+	for l := range b.cost {
+		b.cost[l] *= 1.1
+	}
+	c = NewChooser(100e6, 1)
+	b.run(c, 2000)
+	rate, _, changes := b.run(c, 20_000)
+	if rate < 97e6 || changes > 20 {
+		t.Errorf("%.0f MB/s in the long run, %d changes", rate/1e6, changes)
+	}
+}
