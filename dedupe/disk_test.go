@@ -198,10 +198,10 @@ func TestSlowDisk(t *testing.T) {
 			defer b.close()
 			meet(t, a.h, b.h)
 			if slow {
-				a.disk.Fault = func(op storetest.Op) error {
+				a.disk.SetFault(func(op storetest.Op) error {
 					time.Sleep(500 * time.Millisecond)
 					return nil
-				}
+				})
 			}
 			src := newSource(32, 12<<20)
 			for p := src.pool; len(p) > 0; p = p[1<<18:] {
@@ -216,7 +216,7 @@ func TestSlowDisk(t *testing.T) {
 			if s := a.store(); slow != (s.Dropped > 0) || s.Written == 0 {
 				t.Errorf("slow %v: %+v", slow, s)
 			}
-			a.disk.Fault = nil
+			a.disk.SetFault(nil)
 		})
 	}
 }
@@ -257,7 +257,7 @@ func TestFailingDisk(t *testing.T) {
 			meet(t, a.h, b.h)
 			f := &failing{kinds: c.kinds, err: c.err}
 			f.on.Store(true)
-			a.disk.Fault = f.fault
+			a.disk.SetFault(f.fault)
 			src := newSource(33, 4<<20)
 			for range 18 {
 				exchange(t, a, b, src.block(256<<10))
@@ -276,7 +276,7 @@ func TestFailingDisk(t *testing.T) {
 			if s := a.store(); s.State != "open" || s.Written == was {
 				t.Errorf("%s %v: not open again: %+v", c.kinds, c.err, s)
 			}
-			a.disk.Fault = nil
+			a.disk.SetFault(nil)
 		})
 	}
 }
@@ -287,7 +287,7 @@ func TestFailingDisk(t *testing.T) {
 func TestUnreadable(t *testing.T) {
 	for name, ruin := range map[string]func(b *agent){
 		"nothing": func(*agent) {},
-		"EIO":     func(b *agent) { b.disk.Fault = (&eio{"received.data"}).fault },
+		"EIO":     func(b *agent) { b.disk.SetFault((&eio{"received.data"}).fault) },
 		"flips": func(b *agent) {
 			data := b.disk.Bytes("received.data")
 			for i := 0; i < len(data); i += 100_000 {
@@ -317,7 +317,7 @@ func TestUnreadable(t *testing.T) {
 			if (name == "EIO") != (len(s.Alarms) > 0) {
 				t.Errorf("%s: alarms %q", name, s.Alarms)
 			}
-			b.disk.Fault = nil
+			b.disk.SetFault(nil)
 		})
 	}
 }
@@ -431,9 +431,9 @@ func TestNoStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	newer.Fault = func(op storetest.Op) error {
+	newer.SetFault(func(op storetest.Op) error {
 		return fmt.Errorf("reading %s: %w", op.File, store.ErrNewer)
-	}
+	})
 	for name, h := range map[string]*History{
 		"newer": openOn(Config{Size: 8 << 20, Memory: 2 << 20}, newer),
 		"nowhere": func() *History {

@@ -444,17 +444,17 @@ func TestFaults(t *testing.T) {
 	for n := 1; n <= control.Ops(); n++ {
 		for _, bad := range []error{syscall.ENOSPC, syscall.EIO} {
 			d := storetest.New()
-			d.Fault = func(op storetest.Op) error {
+			d.SetFault(func(op storetest.Op) error {
 				if op.N == n {
 					return bad
 				}
 				return nil
-			}
+			})
 			wrote, err := run(d)
 			if err == nil {
 				t.Fatalf("operation %d: %v went unnoticed", n, bad)
 			}
-			d.Fault = nil
+			d.SetFault(nil)
 			right, _ := damage(t, d, o, wrote)
 			if right < len(wrote) && right > 0 || right == 0 && len(wrote) > 0 && !errors.Is(err, bad) {
 				t.Errorf("operation %d, %v: %d segments of %v", n, bad, right, wrote)

@@ -13,20 +13,17 @@ import (
 	"stitch/dedupe/store"
 )
 
-// Op is an operation that a Fault may spoil.
+// Op is an operation that a fault may spoil.
 type Op struct {
 	N    int    // counted over all operations, from 1
 	Kind string // "open", "read", "write", "sync", "truncate"
 	File string
 }
 
-// Disk is a store.Disk in memory. It is safe for concurrent use; Fault is set
-// before it.
+// Disk is a store.Disk in memory. It is safe for concurrent use.
 type Disk struct {
-	// Fault is asked before each operation and may return an error or wait.
-	Fault func(Op) error
-
 	mu    sync.Mutex
+	fault func(Op) error
 	n     int
 	files map[string]*content
 	wrote []write // since the last sync of its file, in order
@@ -43,6 +40,14 @@ type write struct {
 
 // New returns an empty disk.
 func New() *Disk { return &Disk{files: make(map[string]*content)} }
+
+// SetFault has f asked before each operation from now on; it may return an error
+// or wait. Nil ends that.
+func (d *Disk) SetFault(f func(Op) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fault = f
+}
 
 // Copy returns the disk as a backup program would find it, free for use.
 func (d *Disk) Copy() *Disk {
@@ -115,12 +120,12 @@ func (d *Disk) Remove(name string) {
 func (d *Disk) begin(kind, file string) error {
 	d.mu.Lock()
 	d.n++
-	op := Op{d.n, kind, file}
+	op, fault := Op{d.n, kind, file}, d.fault
 	d.mu.Unlock()
-	if d.Fault == nil {
+	if fault == nil {
 		return nil
 	}
-	return d.Fault(op)
+	return fault(op)
 }
 
 // Ops is how many operations there were.
