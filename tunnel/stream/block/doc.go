@@ -75,12 +75,11 @@
 // looked for in the first 8 KiB of a block (predict.go). So a page's header
 // costs next to nothing.
 //
-// Codec 3 is one zstd frame (window at most
-// 8 MiB, no checksum, no dictionary) over many blocks of a connection, each
-// with whole zstd blocks; a section that begins with zstd's magic begins
-// another frame. It is used by at most 8 connections between two agents at once.
-// The body 03 00 is no block and has no seq: it ends the frame, so that both
-// ends can give up its memory.
+// Codec 3 is one zstd frame (window at most 8 MiB, no checksum, no dictionary)
+// over many blocks of a connection, each with whole zstd blocks; a section that
+// begins with zstd's magic begins another frame. It is used by at most 8
+// connections between two agents at once. The body 03 00 is no block and has no
+// seq: it ends the frame, so that both ends can give up its memory.
 //
 // The heads are the sender's at the time, or lag by at most 1/64 of the ring.
 // A resent block has place 2, 3 or 0, no tokens, and raw literals, and leaves
@@ -95,13 +94,13 @@
 //
 // # Misses
 //
-// When the Decoder does not hold a source, or the sum of a block
-// with tokens or compressed literals does not fit, Decode returns ErrMiss. The caller sends AppendNack and goes
-// on reading and calling Decode, also with DATA already in flight: those
-// blocks are kept (nothing returned, no error) and decoded behind the resent
-// one, whose Decode returns all their bytes. If one of them misses in turn,
-// Decode returns the good bytes and ErrMiss again. The peer's caller gives the
-// nack to Encoder.Resend and sends the result as an ordinary block. Three
-// misses in a row without a good block are the caller's reason to call
+// When the Decoder does not hold a source, or the sum of a block with tokens or
+// compressed literals does not fit, Decode returns ErrMiss. The caller sends
+// AppendNack and goes on reading and calling Decode, also with DATA already in
+// flight: those blocks are kept (nothing returned, no error) and decoded behind
+// the resent one, whose Decode returns all their bytes. If one of them misses
+// in turn, Decode returns the good bytes and ErrMiss again. The peer's caller
+// gives the nack to Encoder.Resend and sends the result as an ordinary block.
+// Three misses in a row without a good block are the caller's reason to call
 // History.Restart and reset its connections.
 package block
