@@ -162,10 +162,10 @@ func (r *relay) rest(d time.Duration) {
 	}
 }
 
-// bufSize holds a block's frame, which is larger than the block.
-const bufSize = frameHeader + block.MaxFrame
+// bufSize holds a block's frame while it is made, which takes more than the block.
+func bufSize() int { return frameHeader + block.Room() }
 
-// buffers is a pool of bufSize buffers and the codec's working memory, shared
+// buffers is a pool of buffers of bufSize and the codec's working memory, shared
 // by the streams to one peer.
 type buffers struct {
 	shop *block.Shop
@@ -174,15 +174,15 @@ type buffers struct {
 
 func (b *buffers) get() []byte {
 	if p, ok := b.pool.Get().(*[]byte); ok {
-		return (*p)[:bufSize]
+		return (*p)[:bufSize()]
 	}
-	return make([]byte, bufSize)
+	return make([]byte, bufSize())
 }
 
 // put takes a buffer back; one of another size is left to the collector.
 func (b *buffers) put(p []byte) {
-	if cap(p) == bufSize {
-		p = p[:bufSize]
+	if cap(p) == bufSize() {
+		p = p[:bufSize()]
 		b.pool.Put(&p)
 	}
 }

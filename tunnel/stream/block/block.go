@@ -22,6 +22,10 @@ const MaxHeader = 64
 // MaxFrame is the most bytes of an encoded block, an ack or a nack body.
 const MaxFrame = MaxBlock + MaxBlock/1024 + MaxHeader
 
+// Room is the free capacity dst needs for Append or Finish not to allocate: more
+// than MaxFrame, because a compressor at work may need more than it leaves.
+func Room() int { return MaxHeader + compress.ScratchLen(MaxBlock) }
+
 // MaxHeld is the most application bytes a Decoder keeps undecoded during a
 // repair. A peer that sends more than this ahead of its credit is cut off; so
 // the credit must be smaller.

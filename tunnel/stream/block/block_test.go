@@ -451,3 +451,18 @@ func TestAllocs(t *testing.T) {
 		c.Close()
 	}
 }
+
+// TestRoom: a whole block of any level is made in place in a buffer of Room.
+func TestRoom(t *testing.T) {
+	h := dedupe.NewHistory(small)
+	for _, l := range []compress.Level{compress.Store, compress.Fast, compress.Balanced, compress.Strong, compress.Extreme} {
+		for _, src := range [][]byte{blocktest.Random(70, block.MaxBlock), blocktest.Text(71, block.MaxBlock)} {
+			e := pinned(h, 1, l)
+			dst := make([]byte, 0, block.Room())
+			if out := e.Append(dst, src); &out[0] != &dst[:1][0] {
+				t.Errorf("level %v: a buffer of %d bytes was too small", l, block.Room())
+			}
+			e.Close()
+		}
+	}
+}
