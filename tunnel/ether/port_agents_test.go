@@ -47,12 +47,12 @@ func TestPortLoop(t *testing.T) {
 		if n := strings.Count(r.log.String(), "has a loop"); n != 1 {
 			t.Errorf("%d lines about the loop", n)
 		}
-		r.dc2.frames = nil
+		r.dc2.take()
 		r.tap.written()
 		r.fromLAN(data(macB, macA))
 		r.fromLAN(rarp(macA))
 		r.fromLink("dc2", data(broadcast, macB))
-		carried := slices.DeleteFunc(r.dc2.frames, func(f []byte) bool { return config.MAC(f[:6]) == agentGroup })
+		carried := slices.DeleteFunc(r.dc2.take(), func(f []byte) bool { return config.MAC(f[:6]) == agentGroup })
 		if len(carried)+len(r.announced) > 0 || r.count(broadcast) > 0 {
 			t.Error("something passed a blocked segment")
 		}
@@ -92,23 +92,25 @@ func TestPortAnswers(t *testing.T) {
 		if n := r.count(macA); n != 1 {
 			t.Errorf("%d answers", n)
 		}
-		if slices.ContainsFunc(r.dc2.frames, func(f []byte) bool { return bytes.Equal(f, ask) }) {
+		if slices.ContainsFunc(r.dc2.take(), func(f []byte) bool { return bytes.Equal(f, ask) }) {
 			t.Error("an answered request crossed")
 		}
-		r.dc2.frames, r.dc3.frames = nil, nil
+		r.dc2.take()
+		r.dc3.take()
 		r.fromLAN(from4(macA, ip10)) // to macB: known
 		unknown := from4(macA, ip10)
 		unknown[5] = 0x77
 		r.fromLAN(unknown)
-		if len(r.dc2.frames) != 2 || len(r.dc3.frames) != 1 || r.dc3.frames[0][13] != 6 {
-			t.Errorf("sent to dc2: %x, to dc3: %x; want a packet and a search", r.dc2.frames, r.dc3.frames)
+		to2, to3 := r.dc2.take(), r.dc3.take()
+		if len(to2) != 2 || len(to3) != 1 || to3[0][13] != 6 {
+			t.Errorf("sent to dc2: %x, to dc3: %x; want a packet and a search", to2, to3)
 		}
 		peer := NewSwitch(testBasic, 2, nil, nil)
 		peer.Guard(30)
-		r.dc3.frames = nil
+		r.dc3.take()
 		r.fromLink("dc3", peer.askFrame(0))
 		synctest.Wait()
-		for _, f := range r.dc3.frames {
+		for _, f := range r.dc3.take() {
 			peer.FromPeer(0, 1, f)
 		}
 		if peer.table.places(1) != 1 {

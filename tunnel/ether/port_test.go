@@ -113,6 +113,16 @@ func (f *fakeLink) SendFrame(segment uint16, frame []byte, _ super.Header) bool 
 	return !f.refuse
 }
 
+// take returns the frames sent since the last call; the port's own goroutines
+// may be sending.
+func (f *fakeLink) take() [][]byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sent := f.frames
+	f.frames = nil
+	return sent
+}
+
 // rig is a running port between fakes.
 type rig struct {
 	*Port
