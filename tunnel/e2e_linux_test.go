@@ -64,7 +64,10 @@ func world(t *testing.T, o lab.Options) *lab.Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Name, o.Stitch = "e2e", bin
+	if o.Name, err = labName(); err != nil {
+		t.Fatal(err)
+	}
+	o.Stitch = bin
 	if o.History == "" {
 		o.History = "128MiB"
 	}
@@ -88,6 +91,9 @@ func world(t *testing.T, o lab.Options) *lab.Lab {
 	})
 	return l
 }
+
+// labName is the prefix of this run's labs.
+var labName = sync.OnceValues(func() (string, error) { return lab.Claim("e2e") })
 
 // wan100 is the WAN most tests use.
 var wan100 = lab.Options{Rate: 100e6, RTT: 40 * time.Millisecond, Streams: true}

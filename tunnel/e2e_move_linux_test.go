@@ -26,13 +26,13 @@ type machine struct {
 
 // newMachine plugs the workload into h1.
 func newMachine(t *testing.T, l *lab.Lab) *machine {
-	m := &machine{t: t, l: l, ns: "e2e-app", at: "h1"}
-	m.ip("netns", "add", "e2e-app")
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", "e2e-app").Run() })
-	m.ip("link", "add", "eth0", "netns", "e2e-app", "address", "52:54:00:00:00:50", "type", "veth", "peer", "name", "vm0", "netns", "e2e-h1")
-	m.ip("-n", "e2e-app", "address", "add", "10.1.0.50/24", "dev", "eth0")
+	m := &machine{t: t, l: l, ns: lab.Namespace(l.Options().Name + "-app"), at: "h1"}
+	m.ip("netns", "add", string(m.ns))
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", string(m.ns)).Run() })
+	m.ip("link", "add", "eth0", "netns", string(m.ns), "address", "52:54:00:00:00:50", "type", "veth", "peer", "name", "vm0", "netns", l.Options().Name+"-h1")
+	m.ip("-n", string(m.ns), "address", "add", "10.1.0.50/24", "dev", "eth0")
 	m.plug()
-	m.ip("-n", "e2e-app", "route", "add", "default", "via", "10.1.0.1")
+	m.ip("-n", string(m.ns), "route", "add", "default", "via", "10.1.0.1")
 	return m
 }
 
@@ -47,15 +47,15 @@ func (m *machine) ip(args ...string) {
 // machine as QEMU does.
 func (m *machine) plug() {
 	m.t.Helper()
-	m.ip("-n", "e2e-"+m.at, "link", "set", "vm0", "master", "br-vm", "up")
-	m.ip("-n", "e2e-app", "link", "set", "eth0", "up")
+	m.ip("-n", m.l.Options().Name+"-"+m.at, "link", "set", "vm0", "master", "br-vm", "up")
+	m.ip("-n", string(m.ns), "link", "set", "eth0", "up")
 	m.announce()
 }
 
 // move takes the machine to another host.
 func (m *machine) move(to string) {
 	m.t.Helper()
-	m.ip("-n", "e2e-"+m.at, "link", "set", "vm0", "netns", "e2e-"+to)
+	m.ip("-n", m.l.Options().Name+"-"+m.at, "link", "set", "vm0", "netns", m.l.Options().Name+"-"+to)
 	m.at = to
 	m.plug()
 }

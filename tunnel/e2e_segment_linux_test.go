@@ -40,9 +40,9 @@ func TestE2ELoop(t *testing.T) {
 	}
 	run(t, l, "s1", "ping", "-c2", "-i0.2", "-W2", "10.1.0.12")
 	lost := pinger(t, l)
-	ip("link", "add", "loop0", "netns", "e2e-e1", "type", "veth", "peer", "name", "loop0", "netns", "e2e-e2")
-	ip("-n", "e2e-e1", "link", "set", "loop0", "master", "br-lan", "up")
-	ip("-n", "e2e-e2", "link", "set", "loop0", "master", "br-app", "up")
+	ip("link", "add", "loop0", "netns", l.Options().Name+"-e1", "type", "veth", "peer", "name", "loop0", "netns", l.Options().Name+"-e2")
+	ip("-n", l.Options().Name+"-e1", "link", "set", "loop0", "master", "br-lan", "up")
+	ip("-n", l.Options().Name+"-e2", "link", "set", "loop0", "master", "br-app", "up")
 	blocked := func() int {
 		n := 0
 		for _, e := range []string{"e1", "e2"} {
@@ -68,7 +68,7 @@ func TestE2ELoop(t *testing.T) {
 			t.Errorf("%s sent %d frames into the loop, want at most 1000", e, st.ToPeers)
 		}
 	}
-	ip("-n", "e2e-e1", "link", "del", "loop0")
+	ip("-n", l.Options().Name+"-e1", "link", "del", "loop0")
 	eventually(t, 10*time.Second, "the segment carries again", func() bool { return blocked() == 0 })
 	eventually(t, 5*time.Second, "s1 reaches s2 by the segment", func() bool {
 		return l.Command("s1", "ping", "-c1", "-W1", "10.1.0.12").Run() == nil

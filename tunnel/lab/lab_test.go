@@ -30,7 +30,9 @@ func TestMain(m *testing.M) {
 		err = fakeAgent(ctx, os.Args[len(os.Args)-1])
 	default:
 		stop()
-		os.Exit(m.Run())
+		if labName, err = Claim("stlabtest"); err == nil || os.Geteuid() != 0 { // only root has labs
+			os.Exit(m.Run())
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,8 +64,8 @@ func fakeAgent(ctx context.Context, file string) error {
 	return s.Run(ctx)
 }
 
-// labName is the prefix of this package's labs.
-const labName = "stlabtest"
+// labName is the prefix of this run's labs.
+var labName string
 
 // network returns options of a lab without agents.
 func network(rate int64, rtt time.Duration) Options {
@@ -74,6 +76,19 @@ func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces")
+	}
+}
+
+func TestClaim(t *testing.T) {
+	needRoot(t)
+	base := labName + "claim" // nobody else's: labName is ours
+	for _, want := range []string{base, base + "2"} {
+		if name, err := Claim(base); err != nil || name != want {
+			t.Errorf("%q, %v, want %s", name, err, want)
+		}
+	}
+	if name, err := Claim(strings.Repeat("a", 21)); err == nil {
+		t.Errorf("a name that is too long: %q", name)
 	}
 }
 

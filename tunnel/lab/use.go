@@ -8,6 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"stitch/tunnel/control"
 	"stitch/tunnel/wan"
@@ -194,9 +197,33 @@ type TB interface {
 	Error(args ...any)
 }
 
+// Claim returns a lab name that no other process of this machine has claimed:
+// base, or base with a number. It stays claimed until this process ends, so two
+// runs of the same tests do not take each other's labs down.
+func Claim(base string) (string, error) {
+	for i := 1; ; i++ {
+		name := base
+		if i > 1 {
+			name += strconv.Itoa(i)
+		}
+		if !nameRule.MatchString(name) {
+			return "", fmt.Errorf("lab names %s to %s are all claimed by other processes", base, name)
+		}
+		path := "/run/" + name + "-claim"
+		fd, err := unix.Open(path, unix.O_CREAT|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return "", fmt.Errorf("open %s: %w", path, err)
+		}
+		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return name, nil // fd, and with it the lock, ends with the process
+		}
+		unix.Close(fd)
+	}
+}
+
 // Start builds a lab for a test and takes it down when the test ends. It skips
-// the test when not root. Give the lab a Name of its own if tests of other
-// packages may run at the same time.
+// the test when not root. Give the lab a Name from Claim if tests of other
+// packages, or the same tests once more, may run at the same time.
 func Start(t TB, o Options) *Lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
