@@ -77,19 +77,20 @@ func (c *tcpConn) Wait() error {
 	return cmpErr(err, wrap("read", peek))
 }
 
-// Unacked implements Conn.
+// Unacked implements Conn. The state is asked first: a connection whose last
+// acknowledgement and FIN come between the two questions would show as closed
+// with something unacknowledged, as one that was reset does.
 func (c *tcpConn) Unacked() (int, error) {
+	info, err := c.info()
+	if err != nil {
+		return 0, err
+	}
 	var n int
-	var err error
 	if e := c.raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil {
 		return 0, e
 	}
 	if err != nil {
 		return 0, wrap("SIOCOUTQ", err)
-	}
-	info, err := c.info()
-	if err != nil {
-		return 0, err
 	}
 	if info.State == tcpClosed && (n > 0 || !c.sentFIN.Load()) { // else both FINs are through
 		return 0, fmt.Errorf("write: %w", unix.ECONNRESET)

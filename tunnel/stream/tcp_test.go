@@ -81,6 +81,33 @@ func TestTCPEnds(t *testing.T) {
 	}
 }
 
+// TestTCPEndsTogether: the host's last acknowledgement and its FIN, which come
+// at any moment between two looks, are never taken for a reset.
+func TestTCPEndsTogether(t *testing.T) {
+	for range 3000 {
+		c, host := kernelPair(t)
+		go func() {
+			io.Copy(io.Discard, host)
+			host.Close()
+		}()
+		if err := c.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			n, err := c.Unacked()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == 0 {
+				break
+			}
+		}
+		if err := c.Finish(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestTCPWait: Wait consumes nothing, and a close ends it.
 func TestTCPWait(t *testing.T) {
 	c, host := kernelPair(t)
