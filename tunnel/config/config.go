@@ -241,8 +241,8 @@ const (
 	MarkHold = 0x00020000
 	// MarkSplit: a connection that is (or was) terminated at both edges.
 	MarkSplit = 0x00040000
-	// MarkError: an ICMP error of this host about a connection split here, to
-	// be given to its socket here.
+	// MarkError: an ICMP error, of this host or of its LAN, about a connection
+	// split here, to be given to its socket here.
 	MarkError = 0x00080000
 )
 
