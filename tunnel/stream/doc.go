@@ -77,6 +77,8 @@
 //	 25   FIN      both        total 8: original bytes sent in this direction; no DATA follows
 //	 26   DONE     both        total 8: that many bytes, all there are, were acknowledged by the host here
 //	 27   RESET    both        empty: the host here reset its connection
+//	 28   URGENT   both        position 8: the byte after so many original bytes of this direction is urgent; the
+//	                           frame comes before that byte
 //	 32   OFFER    dialler     up to 512 SHA-256 digests of pieces of at most 1 MiB
 //	 33   HAVE     listener    for each one 1: 0 not known, 1 a file here has it, 2 planted already
 //	 34   PLANT    dialler     index into the last OFFER 2; then unsigned varints: both heads of the
@@ -99,7 +101,8 @@
 // features that both offer. No common version, a required feature that the other
 // side does not offer or does not know, or a domain that no rule there names for
 // this peer is a REJECT, and is said in the status of both sides; nothing that
-// follows is sent, so nothing can be misread. Features: bit 0, SEED frames.
+// follows is sent, so nothing can be misread. Features: bit 0, SEED
+// frames; bit 1, URGENT frames.
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME

@@ -83,7 +83,7 @@ func (r *relay) mayShut() bool {
 // write writes a chunk, or the FIN, to the host.
 func (r *relay) write(chunk []byte, fin bool) (wrote bool, err error) {
 	if chunk != nil {
-		n, err := r.local.Write(chunk)
+		n, err := r.writeMarked(chunk)
 		r.bufs.put(chunk)
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -101,6 +101,37 @@ func (r *relay) write(chunk []byte, fin bool) (wrote bool, err error) {
 	defer r.mu.Unlock()
 	r.shut = true
 	return true, nil
+}
+
+// writeMarked writes a chunk, and the urgent bytes in it as such.
+func (r *relay) writeMarked(chunk []byte) (n int, err error) {
+	for n < len(chunk) && err == nil {
+		at, marked := r.nextMark(n, len(chunk))
+		if n < at {
+			var more int
+			more, err = r.local.Write(chunk[n:at])
+			n += more
+		}
+		if marked && err == nil {
+			err = r.local.WriteUrgent(chunk[at])
+			n++
+		}
+	}
+	return n, err
+}
+
+// nextMark returns where the next urgent byte is, from the n-th on, in a chunk of
+// the given size; false and the size if there is none in it.
+func (r *relay) nextMark(n, size int) (at int, marked bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.marks) > 0 && r.marks[0] < r.written+uint64(n) {
+		r.marks = r.marks[1:]
+	}
+	if len(r.marks) == 0 || r.marks[0] >= r.written+uint64(size) {
+		return size, false
+	}
+	return int(r.marks[0] - r.written), true
 }
 
 // look asks what the host has acknowledged and acts on it.

@@ -32,6 +32,7 @@ const (
 	frameFin     frameType = 25
 	frameDone    frameType = 26
 	frameReset   frameType = 27
+	frameUrgent  frameType = 28
 	frameOffer   frameType = 32
 	frameHave    frameType = 33
 	framePlant   frameType = 34
@@ -81,7 +82,7 @@ func bodyBounds(t frameType) (lo, hi int, ok bool) {
 		return 1, maxBody, true
 	case frameAck, frameNack:
 		return 1, maxAckBody, true
-	case frameCredit, frameFin, frameDone:
+	case frameCredit, frameFin, frameDone, frameUrgent:
 		return 8, 8, true
 	case frameOffer:
 		return len(digest{}), offerSize * len(digest{}), true
@@ -165,7 +166,7 @@ func appendFrame(b []byte, t frameType, body []byte) []byte {
 	return endFrame(append(beginFrame(b, t), body...), start)
 }
 
-// appendCount appends a CREDIT, FIN or DONE frame.
+// appendCount appends a CREDIT, FIN, DONE or URGENT frame.
 func appendCount(b []byte, t frameType, n uint64) []byte {
 	return binary.BigEndian.AppendUint64(append(b, byte(t), 0, 0, 8), n)
 }
@@ -175,7 +176,7 @@ func appendOpened(b []byte, window uint32) []byte {
 	return binary.BigEndian.AppendUint32(append(b, byte(frameOpened), 0, 0, 4), window)
 }
 
-// parseCount reads the body of a CREDIT, FIN or DONE frame.
+// parseCount reads the body of a CREDIT, FIN, DONE or URGENT frame.
 func parseCount(body []byte) (uint64, error) {
 	if len(body) != 8 {
 		return 0, fmt.Errorf("%w: count of %d bytes", errFrame, len(body))

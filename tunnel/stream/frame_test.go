@@ -92,6 +92,7 @@ func TestGoldenFrames(t *testing.T) {
 	golden(t, "refused", appendFrame(nil, frameRefused, []byte{byte(HostUnreachable)}))
 	golden(t, "credit", appendCount(nil, frameCredit, 1<<40+5))
 	golden(t, "fin", appendCount(nil, frameFin, 7))
+	golden(t, "urgent", appendCount(nil, frameUrgent, 7))
 	golden(t, "done", appendCount(nil, frameDone, 7))
 	golden(t, "reset", appendFrame(nil, frameReset, nil))
 }

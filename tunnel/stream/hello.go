@@ -38,8 +38,10 @@ type features uint64
 const (
 	// featureSeed: pieces of files both sites have are put into the history.
 	featureSeed features = 1 << iota
+	// featureUrgent: bytes that a host sent as urgent are sent so at the other end.
+	featureUrgent
 
-	ourFeatures = featureSeed
+	ourFeatures = featureSeed | featureUrgent
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.

@@ -69,7 +69,7 @@ func (l Linux) OpenHold() (netdev.Device, error) {
 func (Linux) Intercept(port uint16) ([]Listener, error) {
 	var ls []Listener
 	for _, network := range []string{"tcp4", "tcp6"} {
-		lc := net.ListenConfig{KeepAliveConfig: localKeepAlive, Control: control(transparent(network), localBuffers, resetOnClose)}
+		lc := net.ListenConfig{KeepAliveConfig: localKeepAlive, Control: control(transparent(network), localBuffers, urgentInline, resetOnClose)}
 		lc.SetMultipathTCP(false)
 		l, err := lc.Listen(context.Background(), network, ":"+strconv.Itoa(int(port)))
 		if errors.Is(err, unix.EAFNOSUPPORT) && len(ls) > 0 {
@@ -92,7 +92,7 @@ func (Linux) Dial(ctx context.Context, src, dst netip.AddrPort) (Conn, error) {
 	}
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(src), KeepAliveConfig: localKeepAlive,
-		Control: control(transparent(network), reuse, mark(config.MarkSplit), localBuffers, resetOnClose),
+		Control: control(transparent(network), reuse, mark(config.MarkSplit), localBuffers, urgentInline, resetOnClose),
 	}
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, network, dst.String())
@@ -217,6 +217,12 @@ func reuse(fd int) error {
 
 func localBuffers(fd int) error {
 	return wrap("SO_RCVBUFFORCE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, localReceive))
+}
+
+// urgentInline leaves an urgent byte where it is among the others: outside it
+// the kernel keeps only the last one, and for those who ask.
+func urgentInline(fd int) error {
+	return wrap("SO_OOBINLINE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
 }
 
 // resetOnClose makes the socket's end a reset, also when the process dies. A

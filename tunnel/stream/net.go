@@ -65,6 +65,12 @@ type Conn interface {
 	// Wait blocks until Read would not block. It does not consume anything
 	// and needs no buffer, so an idle connection holds none.
 	Wait() error
+	// AtMark reports whether the next byte is urgent (RFC 9293, section 3.8.5).
+	// It is certain once Wait has returned and until Read. A Read ends before
+	// an urgent byte unless it begins with it.
+	AtMark() bool
+	// WriteUrgent writes one byte as an urgent one.
+	WriteUrgent(b byte) error
 	// Unacked is the number of bytes written (a FIN counts as one) that the
 	// other host has not acknowledged. It fails once the connection is reset.
 	Unacked() (int, error)

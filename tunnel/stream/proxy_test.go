@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -239,6 +240,40 @@ func TestHalfClose(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUrgent: what was sent as urgent arrives as urgent, at its place among the
+// other bytes, both ways; two marks in one block too.
+func TestUrgent(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		a, b := w.split(4002)
+		for _, way := range [][2]stream.Conn{{a, b}, {b, a}} {
+			from, to := way[0], way[1]
+			before, after := data(5, 100_000), data(6, 1000)
+			from.Write(before)
+			from.WriteUrgent('!')
+			from.WriteUrgent('?')
+			from.Write(after)
+			from.CloseWrite()
+			want := append(append(append([]byte{}, before...), "!?"...), after...)
+			var got []byte
+			var marks []int
+			for buf := make([]byte, 10_000); ; {
+				err := to.Wait()
+				if to.AtMark() {
+					marks = append(marks, len(got))
+				}
+				n, err2 := to.Read(buf)
+				got = append(got, buf[:n]...)
+				if err != nil || err2 != nil {
+					break
+				}
+			}
+			if !bytes.Equal(got, want) || !slices.Equal(marks, []int{len(before), len(before) + 1}) {
+				t.Errorf("%d bytes with marks at %v", len(got), marks)
+			}
+		}
+	})
 }
 
 // TestOneByte holds the latency of a small message: the links' delay.

@@ -92,6 +92,9 @@ var errPeerWrite = errors.New("stream: inter-agent connection lost")
 // large in bulk, without a timer: writing waits for the link, and what the host
 // sends meanwhile is the next block.
 func (r *relay) forward(room uint64) error {
+	if r.local.AtMark() && r.pc.terms.Features&featureUrgent != 0 {
+		r.pc.out.control(appendCount(nil, frameUrgent, r.sent.Load()))
+	}
 	data := r.bufs.get()
 	n, err := r.local.Read(data[:min(room, block.MaxBlock)])
 	if n == 0 {

@@ -33,6 +33,8 @@ const (
 	// maxMisses in a row without a good block between them: the histories no
 	// longer agree, and both sides start again.
 	maxMisses = 3
+	// maxMarks bounds the urgent bytes that wait to be written to a host.
+	maxMarks = 16
 	// wholeChunk is the size from which a decoded block is queued as it is;
 	// smaller ones are copied together.
 	wholeChunk = 64 << 10
@@ -75,6 +77,7 @@ type relay struct {
 	grant    *credit // what we grant
 	queue    [][]byte
 	queued   int
+	marks    []uint64 // positions of urgent bytes that drain has not reached
 	written  uint64
 	acked    uint64
 	draining bool
@@ -259,7 +262,7 @@ func (r *relay) handle(t frameType, body []byte, owed *int) error {
 		}
 		r.pc.out.control(endFrame(frame, 0))
 		return nil
-	case frameCredit, frameFin, frameDone:
+	case frameCredit, frameFin, frameDone, frameUrgent:
 		return r.count(t, body)
 	}
 	return fmt.Errorf("%w: type %d in a stream", errFrame, t)
@@ -342,7 +345,7 @@ func (r *relay) checkFin() error {
 	return nil
 }
 
-// count takes a CREDIT, FIN or DONE frame.
+// count takes a CREDIT, FIN, DONE or URGENT frame.
 func (r *relay) count(t frameType, body []byte) error {
 	n, err := parseCount(body)
 	if err != nil {
@@ -354,6 +357,11 @@ func (r *relay) count(t frameType, body []byte) error {
 	case t == frameCredit:
 		r.sendMax = max(r.sendMax, n)
 		signal(r.wake)
+	case t == frameUrgent && !r.finSeen && n >= r.received.Load() && n <= r.grant.limit:
+		if len(r.marks) == maxMarks { // as in TCP itself, the later one counts
+			r.marks = r.marks[1:]
+		}
+		r.marks = append(r.marks, n)
 	case t == frameFin && !r.finSeen:
 		r.finSeen, r.finTotal = true, n
 		return r.checkFin()

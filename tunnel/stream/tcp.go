@@ -77,6 +77,27 @@ func (c *tcpConn) Wait() error {
 	return cmpErr(err, wrap("read", peek))
 }
 
+// AtMark implements Conn.
+func (c *tcpConn) AtMark() bool {
+	at := 0
+	c.raw.Control(func(fd uintptr) { at, _ = unix.IoctlGetInt(int(fd), unix.SIOCATMARK) })
+	return at != 0
+}
+
+// WriteUrgent implements Conn.
+func (c *tcpConn) WriteUrgent(b byte) error {
+	var err error
+	e := c.raw.Write(func(fd uintptr) bool {
+		for {
+			err = unix.Sendto(int(fd), []byte{b}, unix.MSG_OOB|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	return cmpErr(e, wrap("write", err))
+}
+
 // Unacked implements Conn. The state is asked first: a connection whose last
 // acknowledgement and FIN come between the two questions would show as closed
 // with something unacknowledged, as one that was reset does.

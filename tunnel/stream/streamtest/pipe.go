@@ -19,8 +19,9 @@ const received = 64 << 10
 
 // segment is bytes on their way.
 type segment struct {
-	data []byte
-	at   time.Time // when they arrive
+	data   []byte
+	at     time.Time // when they arrive
+	urgent bool      // one byte
 }
 
 // half is one direction of a connection; the pair's mutex guards it.
@@ -141,6 +142,9 @@ func (c *Conn) Read(b []byte) (int, error) {
 	n := 0
 	for n < len(b) && len(h.segments) > 0 && past(h.segments[0].at) {
 		s := &h.segments[0]
+		if s.urgent && n > 0 {
+			break
+		}
 		m := copy(b[n:], s.data)
 		n += m
 		if s.data = s.data[m:]; len(s.data) == 0 {
@@ -155,8 +159,24 @@ func (c *Conn) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// AtMark implements stream.Conn.
+func (c *Conn) AtMark() bool {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	h := c.in()
+	return len(h.segments) > 0 && past(h.segments[0].at) && h.segments[0].urgent
+}
+
+// WriteUrgent implements stream.Conn.
+func (c *Conn) WriteUrgent(b byte) error {
+	_, err := c.write([]byte{b}, true)
+	return err
+}
+
 // Write implements net.Conn.
-func (c *Conn) Write(b []byte) (int, error) {
+func (c *Conn) Write(b []byte) (int, error) { return c.write(b, false) }
+
+func (c *Conn) write(b []byte, urgent bool) (int, error) {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
 	h, done := c.out(), 0
@@ -181,7 +201,7 @@ func (c *Conn) Write(b []byte) (int, error) {
 			continue
 		}
 		data := append([]byte(nil), b[done:done+n]...)
-		h.segments = append(h.segments, segment{data, time.Now().Add(c.p.delay)})
+		h.segments = append(h.segments, segment{data, time.Now().Add(c.p.delay), urgent})
 		h.size += n
 		done += n
 		c.p.limit -= n
