@@ -39,10 +39,12 @@
 //     fits crosses as it is.
 //
 // Parts may arrive in any order. A receiver joins them when all are there,
-// and forgets a message after one second, or earlier when its memory is full
-// (oldest first). A part whose kind, segment, last or length contradicts the
-// parts already there is dropped; so is a part that is there already. A
-// message that is forgotten is lost: nothing is asked for again.
+// and forgets a message when a second has passed since its latest part and
+// another message begins, or earlier when its memory is full (the one without
+// news for longest first). A part whose kind, segment, last or length contradicts
+// the parts already there is dropped; so is a part that is there already. A
+// message that is forgotten is lost: nothing is asked for again, and a part of
+// it that comes later begins another one, which is lost in its turn.
 //
 // What a receiver may rely on: a packet with protocol 97 that has a link
 // address as source or destination is never taken from or given to the TUN

@@ -9,7 +9,7 @@ const (
 	// MaxEntries and MaxBytes bound the memory of incomplete messages.
 	MaxEntries = 256
 	MaxBytes   = 1 << 20
-	// Timeout is how long parts wait for the rest of their message.
+	// Timeout is how long an incomplete message waits for its next part.
 	Timeout = time.Second
 
 	maxFree = 64
@@ -36,7 +36,7 @@ type Drops struct {
 // The zero value is ready.
 type Reassembler struct {
 	entries map[uint32]*entry
-	// oldest and newest are the ends of the list in order of arrival.
+	// oldest and newest are the ends of the list in the order of the last parts.
 	oldest, newest *entry
 	bytes          int
 	free           [][]byte
@@ -48,10 +48,10 @@ type Reassembler struct {
 type entry struct {
 	header     Header
 	have       uint16
-	size       int    // length of every part but the final one; 0: not known
-	buf        []byte // parts at index*size
-	final      []byte // the final part until the others are there
-	born       time.Time
+	size       int       // length of every part but the final one; 0: not known
+	buf        []byte    // parts at index*size
+	final      []byte    // the final part until the others are there
+	latest     time.Time // when its last part came
 	prev, next *entry
 }
 
@@ -59,16 +59,17 @@ func (e *entry) bytes() int { return cap(e.buf) + cap(e.final) }
 
 // Add takes in one part; it borrows part. When the message is complete it
 // returns it; the caller owns it and may give it back with Release. Otherwise
-// it returns nil.
+// it returns nil. A part whose message still waits is taken however late it is: a
+// receiver that stood still has lost nothing.
 func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
-	r.expire(now)
 	if h.Last == 0 || len(part) == 0 || len(part)*int(h.Last) > MaxMessage && h.Index != h.Last || len(part) > MaxMessage {
 		r.drops.Invalid++
 		return nil
 	}
 	e := r.entries[h.ID]
 	if e == nil {
-		e = r.insert(h, now)
+		r.expire(now)
+		e = r.insert(h)
 	}
 	if !e.fits(h, part) {
 		r.drops.Invalid++
@@ -81,6 +82,7 @@ func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
 	if bits.OnesCount16(e.have) == int(h.Last) {
 		return r.finish(e, h.Index, part)
 	}
+	r.touch(e, now)
 	r.bytes -= e.bytes()
 	e.store(h.Index, part, r)
 	r.bytes += e.bytes()
@@ -162,7 +164,7 @@ func (r *Reassembler) Release(whole []byte) {
 }
 
 // insert makes the entry of a message's first part, and room for it.
-func (r *Reassembler) insert(h Header, now time.Time) *entry {
+func (r *Reassembler) insert(h Header) *entry {
 	if r.entries == nil {
 		r.entries = make(map[uint32]*entry, MaxEntries)
 	}
@@ -176,20 +178,45 @@ func (r *Reassembler) insert(h Header, now time.Time) *entry {
 	} else {
 		e = new(entry)
 	}
-	*e = entry{header: h, born: now, prev: r.newest}
+	*e = entry{header: h}
+	r.link(e)
+	r.entries[h.ID] = e
+	return e
+}
+
+// touch makes an entry the newest.
+func (r *Reassembler) touch(e *entry, now time.Time) {
+	e.latest = now
+	if e != r.newest {
+		r.unlink(e)
+		r.link(e)
+	}
+}
+
+// link puts an entry at the end of the list.
+func (r *Reassembler) link(e *entry) {
+	e.prev, e.next = r.newest, nil
 	if r.newest != nil {
 		r.newest.next = e
 	} else {
 		r.oldest = e
 	}
 	r.newest = e
-	r.entries[h.ID] = e
-	return e
 }
 
 // remove forgets an entry.
 func (r *Reassembler) remove(e *entry) {
 	delete(r.entries, e.header.ID)
+	r.unlink(e)
+	r.bytes -= e.bytes()
+	r.Release(e.final)
+	r.Release(e.buf)
+	*e = entry{next: r.spare}
+	r.spare = e
+}
+
+// unlink takes an entry out of the list.
+func (r *Reassembler) unlink(e *entry) {
 	if e.prev != nil {
 		e.prev.next = e.next
 	} else {
@@ -200,16 +227,11 @@ func (r *Reassembler) remove(e *entry) {
 	} else {
 		r.newest = e.prev
 	}
-	r.bytes -= e.bytes()
-	r.Release(e.final)
-	r.Release(e.buf)
-	*e = entry{next: r.spare}
-	r.spare = e
 }
 
 // expire forgets the messages that waited too long.
 func (r *Reassembler) expire(now time.Time) {
-	for r.oldest != nil && now.Sub(r.oldest.born) >= Timeout {
+	for r.oldest != nil && now.Sub(r.oldest.latest) >= Timeout {
 		r.drops.TimedOut++
 		r.remove(r.oldest)
 	}

@@ -140,12 +140,39 @@ func TestContradictions(t *testing.T) {
 	}
 }
 
+// A receiver that stands still between two parts of a message loses nothing,
+// and a message that is fed slowly is not the first to be forgotten.
+func TestStall(t *testing.T) {
+	var r Reassembler
+	msg := message(4000, 0)
+	parts := cut(Frame, 1, 1, msg, 1440)
+	if len(parts) != 3 {
+		t.Fatal(len(parts), "parts")
+	}
+	r.Add(parts[0].h, parts[0].data, start)
+	other := cut(Frame, 1, 2, message(2000, 1), 1440)
+	r.Add(other[0].h, other[0].data, start)
+	r.Add(parts[1].h, parts[1].data, start.Add(3*Timeout))
+	if d := r.Drops(start.Add(3 * Timeout)); d.TimedOut != 1 || d.Waiting != 1 {
+		t.Errorf("%+v, want only the message without news timed out", d)
+	}
+	if got := r.Add(parts[2].h, parts[2].data, start.Add(5*Timeout)); !bytes.Equal(got, msg) {
+		t.Errorf("joined to %d bytes", len(got))
+	}
+	if d := r.Drops(start.Add(9 * Timeout)); d.TimedOut != 1 || d.Joined != 1 || d.Waiting != 0 || d.Bytes != 0 {
+		t.Errorf("at the end: %+v", d)
+	}
+}
+
 func TestTimeout(t *testing.T) {
 	var r Reassembler
 	parts := cut(Frame, 1, 1, message(2000, 0), 1440)
 	r.Add(parts[0].h, parts[0].data, start)
 	if d := r.Drops(start.Add(Timeout - 1)); d.Waiting != 1 || d.TimedOut != 0 {
 		t.Errorf("just before the timeout: %+v", d)
+	}
+	if d := r.Drops(start.Add(Timeout)); d.Waiting != 0 || d.TimedOut != 1 {
+		t.Errorf("at the timeout: %+v", d)
 	}
 	if got := r.Add(parts[1].h, parts[1].data, start.Add(Timeout)); got != nil {
 		t.Error("joined with a part that had timed out")
@@ -219,12 +246,13 @@ func FuzzReassembler(f *testing.F) {
 				}
 				r.Release(whole)
 			}
+			d := r.Drops(now)
 			sum, count := 0, 0
 			for e := r.oldest; e != nil; e = e.next {
 				sum += e.bytes()
 				count++
 			}
-			if d := r.Drops(now); d.Bytes != sum || d.Waiting != count || d.Bytes > MaxBytes || count > MaxEntries {
+			if d.Bytes != sum || d.Waiting != count || d.Bytes > MaxBytes || count > MaxEntries {
 				t.Fatalf("%+v, counted %d bytes in %d", d, sum, count)
 			}
 		}
