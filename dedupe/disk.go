@@ -306,7 +306,7 @@ func (d *disk) settle(kept [2][]accord.Range, fresh [2]bool, renamed bool) {
 // changed if last.
 func (t *tier) flushAll(buf []byte, last bool) {
 	from, to := t.bounds()
-	t.leave(from)
+	t.leave()
 	t.log.Drop(func(n uint64) bool { return (n+1)*chunkSize > t.ring.tail() })
 	soon := to - min(to, t.ring.mem/chunkSize*3/4)
 	for n := from; n < to && !t.d.blocked(); n++ {
@@ -316,12 +316,14 @@ func (t *tier) flushAll(buf []byte, last bool) {
 	}
 }
 
-// leave counts the chunks below from that have left memory and are not on
-// disk, and takes them out of the legal sources.
-func (t *tier) leave(from uint64) {
-	t.left = max(t.left, from-min(from, uint64(len(t.state)))) // a peer's head may jump
-	for ; t.left < from; t.left++ {
-		n := t.left
+// leave counts the chunks that have left memory and are not on disk, and takes
+// them out of the legal sources.
+func (t *tier) leave() {
+	for {
+		n, ok := t.nextLeft()
+		if !ok {
+			return
+		}
 		if _, ok := t.log.Find(n); ok || (n+1)*chunkSize <= t.ring.floor.Load() {
 			continue
 		}
@@ -335,6 +337,21 @@ func (t *tier) leave(from uint64) {
 		t.d.count.dropped.Add(1)
 		t.clip(n, &store.Map{})
 	}
+}
+
+// nextLeft takes the next chunk that has left memory; false if there is none. An
+// agreement may move the ring's head between two calls, so the bounds are looked
+// up anew.
+func (t *tier) nextLeft() (n uint64, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	from, _ := t.bounds()
+	t.left = max(t.left, from-min(from, uint64(len(t.state)))) // a peer's head may jump
+	if t.left >= from {
+		return 0, false
+	}
+	t.left++
+	return t.left - 1, true
 }
 
 // due says whether chunk n is to be written now: it has changed, and is full,
