@@ -1,6 +1,7 @@
 package wg
 
 import (
+	"bytes"
 	"encoding/binary"
 	"time"
 
@@ -53,6 +54,24 @@ type handshaker struct {
 	// passed is when an initiation was last let through and not yet answered;
 	// answered is when the answer to ours came.
 	passed, answered time.Time
+	// initiation and response are the last of each that were let through.
+	initiation, response arrived
+}
+
+// arrived is a message from the network.
+type arrived struct {
+	data []byte
+	at   time.Time
+}
+
+// copied reports whether msg is the last message once more, so soon that
+// wireguard-go may be at it still; else msg is the last one from now on.
+func (a *arrived) copied(msg []byte, now time.Time) bool {
+	if now.Sub(a.at) < digest && bytes.Equal(a.data, msg) {
+		return true
+	}
+	a.data, a.at = append(a.data[:0], msg...), now
+	return false
 }
 
 // pending is a message of ours that waits for its answer.
@@ -116,11 +135,14 @@ func (h *handshaker) received(msg []byte, now time.Time) (drop bool) {
 	switch messageType(msg) {
 	case device.MessageInitiationType:
 		ours := h.wins && h.own.live() && !h.own.held && now.Sub(h.own.born) < h.window()
-		if ours || now.Sub(h.answered) < digest {
+		if ours || now.Sub(h.answered) < digest || h.initiation.copied(msg, now) {
 			return true
 		}
 		h.passed = now
 	case device.MessageResponseType:
+		if h.response.copied(msg, now) {
+			return true
+		}
 		if h.own.live() && binary.LittleEndian.Uint32(msg[8:]) == h.own.index {
 			h.own.clear()
 			h.answered = now
