@@ -158,8 +158,10 @@ func (p *path) open(t *testing.T, i int) {
 // steady lets d pass and fails if an end was down meanwhile.
 func (p *path) steady(t *testing.T, d time.Duration) {
 	t.Helper()
+	synctest.Wait() // for what this very moment brings
 	edges := [2]int{len(p.ends[0].states), len(p.ends[1].states)}
 	time.Sleep(d)
+	synctest.Wait()
 	for i, e := range p.ends {
 		if n := len(e.states) - edges[i]; n != 0 {
 			t.Errorf("end %d: %d false edges", i, n)
@@ -202,6 +204,7 @@ func TestPathsAreNoDown(t *testing.T) {
 func TestBufferbloat(t *testing.T) {
 	onPath(t, wan.Params{Rate: 8e6, Delay: 20 * time.Millisecond, Queue: 2_000_000}, func(t *testing.T, p *path) {
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		edges := len(p.ends[0].states) + len(p.ends[1].states)
 		slow := false
 		for i := range 6000 { // 1200 bytes every ms are 9.6 Mbit/s
