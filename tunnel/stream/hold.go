@@ -7,11 +7,11 @@ import (
 
 const (
 	// maxHeld bounds the SYNs that wait for a far server, together with the
-	// streams that wait for their client; when it is reached the newest SYN is
-	// dropped, which a client's kernel repeats after a second.
-	maxHeld = 1024
+	// streams that wait for their client; when it is reached a new SYN is
+	// carried as a packet.
+	maxHeld = 4096
 	// maxKnown bounds the tuples remembered after the answer; the oldest goes.
-	maxKnown = 8192
+	maxKnown = 2 * maxStreams
 	// readyLife is how long an opened stream waits for its client.
 	readyLife = 30 * time.Second
 	// passLife is how long a passed tuple stays passed: longer than a
@@ -36,8 +36,7 @@ const (
 	verdictOpen     verdict = iota // new: ask the far agent
 	verdictAbsorb                  // a repetition of one that waits
 	verdictReinject                // answered already: let the kernel have it
-	verdictPass                    // passed before: pass again
-	verdictDrop                    // too many wait
+	verdictPass                    // passed before, or too many wait: pass it
 )
 
 // holdEntry is one tuple. S is what is ready for it.
@@ -57,7 +56,7 @@ type holdTable[S any] struct {
 	known   list.List // *holdEntry, oldest first: all but held
 	held    int
 	ready   int
-	dropped uint64
+	crowded uint64
 }
 
 func newHoldTable[S any]() *holdTable[S] {
@@ -85,12 +84,15 @@ func (t *holdTable[S]) SYN(s syn, packet []byte, now time.Time) (v verdict, stal
 		stale, wasReady = e.stream, e.state == ready
 		t.forget(e)
 	}
-	if t.held+t.ready >= maxHeld {
-		t.dropped++
-		return verdictDrop, stale, wasReady
-	}
+	crowded := t.held+t.ready >= maxHeld
 	t.held++
-	t.entries[s.tuple] = &holdEntry[S]{syn: s, packet: append([]byte(nil), packet...)}
+	t.entries[s.tuple] = &holdEntry[S]{syn: s}
+	if crowded {
+		t.crowded++
+		t.settle(s.tuple, passed, now.Add(passLife))
+		return verdictPass, stale, wasReady
+	}
+	t.entries[s.tuple].packet = append([]byte(nil), packet...)
 	return verdictOpen, stale, wasReady
 }
 
@@ -157,9 +159,9 @@ func (t *holdTable[S]) Expire(now time.Time) (unused []S) {
 	return unused
 }
 
-// Held is the number of SYNs waiting, Dropped those there was no room for.
+// Held is the number of SYNs waiting, Crowded those there was no room for.
 func (t *holdTable[S]) Held() int       { return t.held }
-func (t *holdTable[S]) Dropped() uint64 { return t.dropped }
+func (t *holdTable[S]) Crowded() uint64 { return t.crowded }
 
 // settle moves a held entry on, making room among the known ones.
 func (t *holdTable[S]) settle(k tuple, state holdState, expires time.Time) *holdEntry[S] {

@@ -82,22 +82,26 @@ func TestHoldBounds(t *testing.T) {
 	h := newHoldTable[int]()
 	for n := range maxHeld + 10 {
 		v, _, _ := h.SYN(numbered(n), nil, t0)
-		if want := n >= maxHeld; (v == verdictDrop) != want {
+		if want := map[bool]verdict{false: verdictOpen, true: verdictPass}[n >= maxHeld]; v != want {
 			t.Fatalf("SYN %d: verdict %d", n, v)
 		}
 	}
-	if h.Held() != maxHeld || h.Dropped() != 10 {
-		t.Errorf("%d held, %d dropped", h.Held(), h.Dropped())
+	if h.Held() != maxHeld || h.Crowded() != 10 {
+		t.Errorf("%d held, %d crowded out", h.Held(), h.Crowded())
+	}
+	if _, ok := h.Opened(numbered(maxHeld).tuple, 0, t0); ok {
+		t.Error("a stream was taken for a SYN that passed")
 	}
 	for n := range maxHeld {
 		h.Opened(numbered(n).tuple, n, t0)
 	}
-	if v, _, _ := h.SYN(numbered(maxHeld), nil, t0); v != verdictDrop {
+	if v, _, _ := h.SYN(numbered(maxHeld+10), nil, t0); v != verdictPass {
 		t.Error("streams that wait for their client do not count")
 	}
-	if got := h.Expire(t0.Add(readyLife)); len(got) != maxHeld || len(h.entries) != 0 {
+	if got := h.Expire(t0.Add(readyLife)); len(got) != maxHeld || len(h.entries) != 11 {
 		t.Errorf("%d unused streams given back, %d entries left", len(got), len(h.entries))
 	}
+	h.Expire(t0.Add(passLife))
 	for n := range 3 * maxKnown {
 		h.SYN(numbered(n), nil, t0)
 		h.Passed(numbered(n).tuple, t0)

@@ -169,6 +169,20 @@ func (Linux) Own(a netip.Addr) bool {
 	return false
 }
 
+// Descriptors implements Net. The Go runtime has raised the soft limit to the
+// hard one; above that it takes CAP_SYS_RESOURCE.
+func (Linux) Descriptors(n int) int {
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &have); err != nil {
+		return n // not known: the kernel will tell
+	}
+	want := unix.Rlimit{Cur: uint64(n), Max: max(uint64(n), have.Max)}
+	if have.Cur >= uint64(n) || unix.Setrlimit(unix.RLIMIT_NOFILE, &want) == nil {
+		return n
+	}
+	return int(have.Cur)
+}
+
 // option sets something on a socket before it is bound.
 type option func(fd int) error
 

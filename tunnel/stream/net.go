@@ -42,6 +42,9 @@ type Net interface {
 	Pass(l Link, packet []byte) error
 	// Own reports whether a is an address of this host.
 	Own(a netip.Addr) bool
+	// Descriptors makes room for n open descriptors in this process if it can,
+	// and returns for how many there is room.
+	Descriptors(n int) int
 }
 
 // Listener accepts connections. After Close, Accept returns net.ErrClosed.

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"stitch/tunnel/config"
 )
@@ -106,25 +107,35 @@ func TestDomains(t *testing.T) {
 }
 
 func TestGate(t *testing.T) {
-	var g gate
-	for n := range maxStreams {
-		if !g.enter() {
+	const most, low = 320, 310
+	g := gate{max: most}
+	enter := func() bool {
+		ok, _ := g.enter(t0)
+		return ok
+	}
+	for n := range most {
+		if !enter() {
 			t.Fatal("closed at", n)
 		}
 	}
-	if g.enter() {
-		t.Error("open above the maximum")
+	for i, want := range []bool{true, false, true} {
+		if ok, tell := g.enter(t0.Add(time.Duration(i) * warnEvery / 2)); ok || tell != want {
+			t.Errorf("above the maximum, %d: open %v, tell %v", i, ok, tell)
+		}
 	}
-	for n := maxStreams; n > lowStreams; n-- {
+	if n, turned := g.count(); n != most || turned != 3 {
+		t.Errorf("%d in, %d turned away", n, turned)
+	}
+	for n := most; n > low; n-- {
 		g.leave()
-		if open := g.enter(); open != (n-1 < lowStreams) {
+		if open := enter(); open != (n-1 < low) {
 			t.Fatalf("with %d streams open: %v", n-1, open)
 		} else if open {
 			g.leave()
 		}
 	}
 	g.leave()
-	if !g.enter() {
+	if !enter() {
 		t.Error("still closed below the low mark")
 	}
 }

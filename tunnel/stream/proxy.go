@@ -17,11 +17,13 @@ import (
 )
 
 const (
-	// maxStreams is how many streams a Proxy carries at most, near and far
-	// together; above it new connections pass as packets until there are
-	// fewer than lowStreams.
-	maxStreams = 8192
-	lowStreams = maxStreams - maxStreams/32
+	// maxStreams is Config.MaxStreams if nothing is said.
+	maxStreams = 16384
+	// spareDescriptors are those for everything but streams: histories, links,
+	// handshakes in progress, the control socket.
+	spareDescriptors = 1024
+	// warnEvery is how often, at most, the log says that the gate closed.
+	warnEvery = time.Minute
 	// expireEvery is how often the hold table forgets what is too old.
 	expireEvery = time.Second
 )
@@ -37,6 +39,11 @@ type Config struct {
 	Links []Link
 	// Net is the kernel or a fake of it.
 	Net Net
+	// MaxStreams is how many streams the Proxy carries at most, near and far
+	// together and those being opened. Above it new connections pass as packets,
+	// until a 32nd of them has ended. 0 means 16384, or fewer if there are not
+	// two descriptors for each.
+	MaxStreams int
 	// Rand gives the nonces; nil means crypto/rand.
 	Rand io.Reader
 	// Log may be nil: nothing is logged.
@@ -65,8 +72,9 @@ type Proxy struct {
 	stray     uint64
 }
 
-// opened is a stream that waits for its client. An early one (nil pc) is
-// opened when the client is there.
+// opened is a stream that waits for its client; the gate counts it from
+// Proxy.enter until drop or the end of near. An early one (nil pc) is opened
+// when the client is there.
 type opened struct {
 	domain *domain
 	mode   mode
@@ -86,7 +94,14 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
+	if cfg.MaxStreams == 0 {
+		room := cfg.Net.Descriptors(2*maxStreams + spareDescriptors)
+		cfg.MaxStreams = max((room-spareDescriptors)/2, 16)
+		if cfg.MaxStreams < maxStreams {
+			cfg.Log.Warn("few descriptors, so few connections are optimised at a time: raise the limit (systemd: LimitNOFILE=)", "streams", cfg.MaxStreams, "descriptors", room)
+		}
+	}
+	p := &Proxy{gate: gate{max: cfg.MaxStreams}, cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
 	for _, l := range cfg.Links {
 		if p.byName[l.Peer] != nil || l.Peer == cfg.Site {
 			return nil, errors.Join(fmt.Errorf("stream: peer %q has two links or our own name", l.Peer), p.Close())
@@ -268,26 +283,34 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 // open finds a stream for a held SYN: at once for an early one.
 func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 	switch {
-	case !o.domain.reachable() || !p.gate.enter():
+	case !o.domain.reachable() || !p.enter():
 		p.passHeld(o.domain, t)
 	case early:
-		p.gate.leave()
 		p.release(t, o)
 	default:
-		p.spawn(func() {
-			defer p.gate.leave()
-			p.ask(ctx, o, t)
-		})
+		p.spawn(func() { p.ask(ctx, o, t) })
 	}
+}
+
+// enter asks the gate for one more stream, and says so when it is closed.
+func (p *Proxy) enter() bool {
+	ok, tell := p.gate.enter(time.Now())
+	if tell {
+		p.log.Warn("as many streams as are allowed are open: new connections pass without optimisation until fewer are", "streams", p.cfg.MaxStreams)
+	}
+	return ok
 }
 
 // ask has the peer connect and gives the client its answer.
 func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 	var kind Refusal
 	o.pc, o.window, kind = o.domain.open(ctx, t, o.mode)
-	switch kind {
-	case 0:
+	if kind == 0 {
 		p.release(t, o)
+		return
+	}
+	o.drop()
+	switch kind {
 	case Denied, Unable, Mismatch:
 		p.passHeld(o.domain, t)
 	default:
@@ -347,8 +370,9 @@ func (p *Proxy) inject(packet []byte) {
 	}
 }
 
-// drop ends a stream that nobody wants.
+// drop ends a stream that was not to be had or that nobody wants.
 func (o *opened) drop() {
+	defer o.domain.q.p.gate.leave()
 	if o.pc != nil {
 		o.pc.conn.Close()
 		o.domain.forget(o.pc)
@@ -365,15 +389,7 @@ func (p *Proxy) accepted(ctx context.Context, c Conn) {
 		c.Close()
 		return
 	}
-	if !p.gate.enter() {
-		c.Close()
-		o.drop()
-		return
-	}
-	p.spawn(func() {
-		defer p.gate.leave()
-		p.near(ctx, t, o, c)
-	})
+	p.spawn(func() { p.near(ctx, t, o, c) })
 }
 
 // join finds the stream for a connection. One that did not come through the
@@ -386,7 +402,7 @@ func (p *Proxy) join(t tuple) *opened {
 		return o
 	}
 	rule, split := p.policy.rule(t)
-	if split && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) {
+	if split && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) && p.enter() {
 		return p.planned(rule)
 	}
 	p.stray++
@@ -399,9 +415,11 @@ func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
 		var kind Refusal
 		if o.pc, o.window, kind = o.domain.open(ctx, t, o.mode); kind != 0 {
 			c.Close()
+			o.drop()
 			return
 		}
 	}
+	defer p.gate.leave()
 	defer o.domain.forget(o.pc)
 	o.domain.relay(t, true, c, o.pc, o.mode, o.window)
 }
@@ -419,27 +437,44 @@ func (p *Proxy) expire(ctx context.Context) {
 	}
 }
 
-// gate admits up to maxStreams, and when it was full only below lowStreams.
-// The zero value is open. Safe for concurrent use.
+// gate admits up to max streams, and when it was full only when a 32nd of them
+// has left. Safe for concurrent use.
 type gate struct {
-	mu   sync.Mutex
-	n    int
-	full bool
+	max int
+
+	mu     sync.Mutex
+	n      int
+	full   bool
+	turned uint64    // how many were not admitted
+	told   time.Time // when tell was last true
 }
 
-func (g *gate) enter() bool {
+// enter admits one more, or does not; tell: someone should know, but not more
+// often than every warnEvery.
+func (g *gate) enter(now time.Time) (ok, tell bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.full = g.n >= maxStreams || g.full && g.n >= lowStreams
-	if g.full {
-		return false
+	g.full = g.n >= g.max || g.full && g.n >= g.max-g.max/32
+	if !g.full {
+		g.n++
+		return true, false
 	}
-	g.n++
-	return true
+	g.turned++
+	if tell = g.told.IsZero() || now.Sub(g.told) >= warnEvery; tell {
+		g.told = now
+	}
+	return false, tell
 }
 
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.n--
+}
+
+// count returns how many are in, and how many were turned away.
+func (g *gate) count() (n int, turned uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.n, g.turned
 }

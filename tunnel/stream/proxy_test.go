@@ -49,6 +49,7 @@ type site struct {
 	proxy *stream.Proxy
 	stop  context.CancelFunc
 	done  chan struct{}
+	max   int // streams; 0: the default
 }
 
 func newWorld(t *testing.T, delay time.Duration) *world {
@@ -94,7 +95,7 @@ func siteConfig(own, peer string) *config.Config {
 // start runs a new process at the site.
 func (s *site) start() {
 	s.net = s.w.fabric.Site(s.own)
-	p, err := stream.New(stream.Config{Site: s.cfg.Site, Cfg: s.cfg, Links: []stream.Link{s.link}, Net: s.net})
+	p, err := stream.New(stream.Config{Site: s.cfg.Site, Cfg: s.cfg, Links: []stream.Link{s.link}, Net: s.net, MaxStreams: s.max})
 	if err != nil {
 		s.w.t.Fatal(err)
 	}
@@ -475,14 +476,7 @@ func TestMany(t *testing.T) {
 	bubble(t, 20*time.Millisecond, func(w *world) {
 		dst := netip.AddrPortFrom(server, 4009)
 		l := w.fabric.Serve(dst)
-		go func() {
-			for s, err := l.Accept(); err == nil; s, err = l.Accept() {
-				go func() {
-					io.Copy(s, s)
-					s.CloseWrite()
-				}()
-			}
-		}()
+		go echoConns(l)
 		var wg sync.WaitGroup
 		for i := range 50 {
 			src := netip.AddrPortFrom(client, uint16(20000+i))
@@ -503,6 +497,82 @@ func TestMany(t *testing.T) {
 		wg.Wait()
 		l.Close()
 	})
+}
+
+// TestFull: with as many streams as either side allows, further connections
+// pass as packets, whole; and when streams have ended there are new ones.
+func TestFull(t *testing.T) {
+	const most = 64 // so that the gate opens again a little below
+	for _, near := range []bool{true, false} {
+		for _, port := range []uint16{4000, 5000} {
+			if !near && port == 5000 {
+				continue // early: the far side's refusal comes after the client's handshake
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 20*time.Millisecond)
+				full := map[bool]*site{true: w.a, false: w.b}[near]
+				full.max = most
+				w.run(func() { fill(t, w, port, most) })
+				if s := full.proxy.Stats(); s.Full == 0 || s.Max != most || s.Admitted != 0 {
+					t.Errorf("near %v, port %d: %d turned away, %d of %d admitted", near, port, s.Full, s.Admitted, s.Max)
+				}
+			})
+		}
+	}
+}
+
+// fill connects five times as often as there may be streams, all at once.
+func fill(t *testing.T, w *world, port uint16, most int) {
+	dst := netip.AddrPortFrom(server, port)
+	l := w.fabric.Serve(dst)
+	defer l.Close()
+	go echoConns(l)
+	for range 2 { // the second time when the first ones have ended
+		var mu sync.Mutex
+		var conns []*streamtest.Conn
+		ways := map[streamtest.How]int{}
+		var wg sync.WaitGroup
+		for range 5 * most {
+			w.nextSrc++
+			src := netip.AddrPortFrom(client, w.nextSrc)
+			wg.Go(func() {
+				c, how, err := w.a.net.Connect(context.Background(), src, dst)
+				if err == nil {
+					c.Write([]byte("is anybody there?"))
+					_, err = io.ReadFull(c, make([]byte, 17))
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					t.Errorf("port %d: %v: %v", port, how, err)
+				}
+				ways[how]++
+				conns = append(conns, c)
+			})
+		}
+		wg.Wait()
+		if ways[streamtest.Split] != most || ways[streamtest.Direct] != 4*most {
+			t.Errorf("port %d: %v, want %d split and the others direct", port, ways, most)
+		}
+		for _, c := range conns {
+			if c != nil {
+				c.CloseWrite()
+				io.ReadAll(c)
+				c.Finish()
+			}
+		}
+		time.Sleep(10 * time.Second)
+	}
+}
+
+// echoConns sends back what comes, on every connection.
+func echoConns(l stream.Listener) {
+	for s, err := l.Accept(); err == nil; s, err = l.Accept() {
+		go func() {
+			io.Copy(s, s)
+			s.CloseWrite()
+		}()
+	}
 }
 
 // TestWrongToken: neither side talks to one that does not know the token.

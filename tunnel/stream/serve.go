@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	// maxInbound bounds all incoming connections of a peer, whether they carry
-	// a stream yet or not. More are closed at once.
-	maxInbound = maxStreams + 64
+	// spareInbound is how many incoming connections a peer may have besides
+	// Config.MaxStreams, for those that carry no stream yet. More are closed at
+	// once.
+	spareInbound = 64 + maxHandshakes
 	// addressTries and addressPause are for a client's port that is still
 	// taken here by the connection it had before.
 	addressTries = 4
@@ -62,7 +63,7 @@ func acceptLoop(ctx context.Context, l Listener, log *slog.Logger, take func(con
 func (q *peer) admit(ctx context.Context, c Conn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if addrPort(c.RemoteAddr()).Addr() != q.link.Remote || q.inbound >= maxInbound || q.stopping {
+	if addrPort(c.RemoteAddr()).Addr() != q.link.Remote || q.inbound >= q.p.cfg.MaxStreams+spareInbound || q.stopping {
 		c.Close()
 		return
 	}
@@ -124,7 +125,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if kind := q.mayDial(pc.domain, t); kind != 0 {
 		return q.refuse(pc, kind)
 	}
-	if !q.p.gate.enter() {
+	if !q.p.enter() {
 		return q.refuse(pc, Unable)
 	}
 	defer q.p.gate.leave()

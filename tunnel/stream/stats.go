@@ -11,15 +11,20 @@ import (
 
 // Stats is a snapshot of a Proxy, for status and metrics.
 type Stats struct {
-	// Held is the number of SYNs waiting now, HeldDropped those dropped
+	// Held is the number of SYNs waiting now, HeldPassed those carried as packets
 	// because too many were waiting, Malformed the packets in st-hold that
 	// were no plain SYN, Stray the accepted connections without a stream.
-	Held        int    `json:"held"`
-	HeldDropped uint64 `json:"held_dropped"`
-	Malformed   uint64 `json:"malformed"`
-	Stray       uint64 `json:"stray"`
-	// Open is the number of streams open now.
-	Open int `json:"open"`
+	Held       int    `json:"held"`
+	HeldPassed uint64 `json:"held_passed"`
+	Malformed  uint64 `json:"malformed"`
+	Stray      uint64 `json:"stray"`
+	// Open is the number of streams open now, Admitted that of those and of the
+	// ones being opened, of at most Max. Full counts the connections that were
+	// carried as packets because there were so many.
+	Open     int    `json:"open"`
+	Admitted int    `json:"admitted"`
+	Max      int    `json:"max"`
+	Full     uint64 `json:"full"`
 	// Peers has one entry per link, in the order of Config.Links.
 	Peers []PeerStats `json:"peers"`
 	// Flows are the open streams, at most MaxFlows of them.
@@ -112,8 +117,10 @@ type Flow struct {
 // Stats returns a snapshot; safe at any time.
 func (p *Proxy) Stats() Stats {
 	p.mu.Lock()
-	s := Stats{Held: p.table.Held(), HeldDropped: p.table.Dropped(), Malformed: p.malformed, Stray: p.stray}
+	s := Stats{Held: p.table.Held(), HeldPassed: p.table.Crowded(), Malformed: p.malformed, Stray: p.stray}
 	p.mu.Unlock()
+	s.Max = p.cfg.MaxStreams
+	s.Admitted, s.Full = p.gate.count()
 	for _, q := range p.peers {
 		ps, flows := q.snapshot(MaxFlows - len(s.Flows))
 		s.Peers = append(s.Peers, ps)

@@ -251,6 +251,9 @@ func (n *Net) Pass(_ stream.Link, packet []byte) error {
 // Own implements stream.Net.
 func (n *Net) Own(a netip.Addr) bool { return a == n.own }
 
+// Descriptors implements stream.Net: there are always enough.
+func (n *Net) Descriptors(want int) int { return want }
+
 // direct connects client and server without any agent.
 func (f *Fabric) direct(k flow) {
 	f.mu.Lock()
