@@ -152,7 +152,9 @@ func (r *relay) abort(tell bool) {
 }
 
 // settleEnd ends the stream cleanly when both hosts have acknowledged
-// everything, ours also its end; mu is held.
+// everything, ours also its end; mu is held. The inter-agent connection is ended
+// by the far side first: the kernel keeps that end for a minute (TIME-WAIT), and
+// there it takes none of the ports that the near side dials from.
 func (r *relay) settleEnd() {
 	if r.over || !r.done || !r.peerDone || !r.shutDone {
 		return
@@ -161,7 +163,9 @@ func (r *relay) settleEnd() {
 	close(r.closed)
 	r.local.Finish()
 	r.pc.conn.SetDeadline(time.Now().Add(closeGrace))
-	r.pc.out.finish(nil)
+	if !r.near { // else run does, after the far side
+		r.pc.out.finish(nil)
+	}
 }
 
 func (r *relay) isOver() bool {
