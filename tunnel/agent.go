@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -117,8 +118,12 @@ func (a *Agent) RunStream(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, p.Close()) }()
 	status := func(context.Context) control.Status { return streamStatus(p.Stats()) }
-	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Seed: seeder(p)}, p.Prove, p)
+	flows := func() json.RawMessage { return control.Raw(p.Flows(maxFlows)) }
+	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Flows: flows, Seed: seeder(p)}, p.Prove, p)
 }
+
+// maxFlows bounds the answer to `stitch flows`: about 3 MB.
+const maxFlows = 10_000
 
 // seeder is what the control socket calls to seed.
 func seeder(p *stream.Proxy) control.SeedFunc {

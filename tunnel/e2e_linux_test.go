@@ -269,6 +269,73 @@ func TestE2EPaths(t *testing.T) {
 	if n := streamsTotal(t, l, "e1"); n != 1 {
 		t.Errorf("%d connections were split at e1, want 1: only 10.2.0.10:4000 is listed", n)
 	}
+	flows(t, l)
+}
+
+// flows has an open connection of each kind, and wants both edges to say how it
+// is carried and why.
+func flows(t *testing.T, l *lab.Lab) {
+	open := map[string]string{}
+	for _, addr := range []string{"10.2.0.10:80", "10.2.0.10:4000"} {
+		go echoAll(listen(t, l, "h2", addr))
+		c := mustDial(t, l, "h1", addr)
+		if err := exchangeLine(c, "to "+addr); err != nil {
+			t.Fatal(err)
+		}
+		open[addr] = c.LocalAddr().String()
+	}
+	const datagram = "10.2.0.10:9999"
+	ns, err := l.Namespace("h1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Do(func() error {
+		c, err := net.Dial("udp", datagram)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		open[datagram] = c.LocalAddr().String()
+		_, err = c.Write([]byte("is counted, though nobody hears it"))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		edge, to, side, carried string
+		reason                  stream.Reason
+	}{
+		{"e1", "10.2.0.10:4000", "near", "full", 0},
+		{"e2", "10.2.0.10:4000", "far", "full", 0},
+		{"e1", "10.2.0.10:80", "near", "packets", stream.NoStreamRule},
+		{"e2", "10.2.0.10:80", "far", "packets", stream.BegunThere},
+		{"e1", datagram, "near", "packets", stream.NotTCP},
+	} {
+		var list stream.FlowList
+		out := run(t, l, c.edge, programPath(t), "flows", "--json", "--run-dir", filepath.Join(l.Options().Dir, c.edge))
+		if err := json.Unmarshal([]byte(out), &list); err != nil || list.Incomplete != "" {
+			t.Fatal(err, list.Incomplete)
+		}
+		var found []stream.Flow
+		for _, f := range list.Flows {
+			if f.Dst.String() == c.to && f.Src.String() == open[c.to] {
+				found = append(found, f)
+			}
+		}
+		if len(found) != 1 || found[0].Side != c.side || found[0].Carried != c.carried || found[0].Reason != c.reason {
+			t.Errorf("%s: to %s: %+v, want %s, %s, reason %d", c.edge, c.to, found, c.side, c.carried, c.reason)
+		}
+	}
+}
+
+// programPath is the program under test.
+func programPath(t *testing.T) string {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // segmentUDP sends datagrams of every size around the fragmentation limit.

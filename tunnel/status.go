@@ -51,6 +51,9 @@ func (p *linkPlane) status(context.Context) control.Status {
 // streamStatus is the stream plane's part of the agent's status.
 func streamStatus(st stream.Stats) control.Status {
 	s := control.Status{Streams: control.Raw(st)}
+	if st.Admitted >= st.Max {
+		s.Alarms = append(s.Alarms, fmt.Sprintf("%d streams are open, as many as are allowed: new connections pass without optimisation (%d so far)", st.Admitted, st.Full))
+	}
 	for _, p := range st.Peers {
 		if p.Conflict != "" {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("streams with %s: the two sites disagree: %s", p.Peer, p.Conflict))

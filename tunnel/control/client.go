@@ -42,7 +42,24 @@ func NewClient(path string) *Client {
 // Status returns what the agent says about itself. The error is ErrNotRunning
 // when there is none, os.ErrPermission when this user may not ask it.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+Host+"/v1/status", nil)
+	data, err := c.get(ctx, "status")
+	if err != nil {
+		return nil, err
+	}
+	var s Status
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, fmt.Errorf("%s: not a status: %w", c.path, err)
+	}
+	return &s, nil
+}
+
+// Flows returns what the stream process says of the connections that cross the
+// links, a stream.FlowList. Errors are as Status'.
+func (c *Client) Flows(ctx context.Context) (json.RawMessage, error) { return c.get(ctx, "flows") }
+
+// get returns the answer to a question.
+func (c *Client) get(ctx context.Context, what string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+Host+"/v1/"+what, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -62,11 +79,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("%s: the agent answered %s", c.path, resp.Status)
 	}
-	var s Status
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, fmt.Errorf("%s: not a status: %w", c.path, err)
-	}
-	return &s, nil
+	return data, nil
 }
 
 // explain says what a failed connection means.

@@ -45,6 +45,8 @@ type Config struct {
 	// Status answers GET /v1/status. It is called concurrently and must return
 	// soon after its context is done.
 	Status func(context.Context) Status
+	// Flows answers GET /v1/flows with a stream.FlowList; nil: not found.
+	Flows func() json.RawMessage
 	// Seed answers POST /v1/seed; nil: not found.
 	Seed SeedFunc
 	// Log hears of refused clients; nil is silent.
@@ -74,6 +76,9 @@ func Listen(cfg Config) (*Server, error) {
 		defer cancel()
 		reply(w, cfg.Status(ctx).full())
 	})
+	if cfg.Flows != nil {
+		mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, _ *http.Request) { reply(w, cfg.Flows()) })
+	}
 	if cfg.Seed != nil {
 		mux.HandleFunc("POST /v1/seed", serveSeed(cfg.Seed))
 	}

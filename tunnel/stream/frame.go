@@ -193,6 +193,10 @@ const (
 	modeAccelerate             // as they are
 )
 
+func (m mode) String() string {
+	return [...]string{modeFull: "full", modeCompress: "compress", modeAccelerate: "accelerate"}[m]
+}
+
 // openRequest is the body of OPEN: connect from Src to Dst; the sender takes
 // Window original bytes before it has granted more.
 type openRequest struct {

@@ -42,9 +42,25 @@ type Net interface {
 	Pass(l Link, packet []byte) error
 	// Own reports whether a is an address of this host.
 	Own(a netip.Addr) bool
+	// Tracked lists the connections that the kernel tracks (conntrack), those
+	// that have ended left out.
+	Tracked() ([]Tracked, error)
 	// Descriptors makes room for n open descriptors in this process if it can,
 	// and returns for how many there is room.
 	Descriptors(n int) int
+}
+
+// Tracked is a connection the kernel tracks.
+type Tracked struct {
+	// Proto is the IP protocol, Src who began it. Ports are 0 where the protocol
+	// has none.
+	Proto    uint8
+	Src, Dst netip.AddrPort
+	// Mark is its connection mark.
+	Mark uint32
+	// BytesOut went from Src to Dst, BytesIn back; 0 if the kernel does not
+	// count (nf_conntrack_acct).
+	BytesOut, BytesIn uint64
 }
 
 // Listener accepts connections. After Close, Accept returns net.ErrClosed.

@@ -33,9 +33,15 @@ func (p *policy) rule(t tuple) (r config.StreamRule, ok bool) {
 	if p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] {
 		return r, false
 	}
+	r, ok = p.covers(t.dst)
+	return r, ok && r.Optimize != config.Off
+}
+
+// covers returns the first stream rule for a destination.
+func (p *policy) covers(dst netip.AddrPort) (r config.StreamRule, ok bool) {
 	for _, r := range p.cfg.Streams {
-		if matches(r.To, r.Ports, t.dst) {
-			return r, r.Optimize != config.Off
+		if matches(r.To, r.Ports, dst) {
+			return r, true
 		}
 	}
 	return r, false

@@ -283,8 +283,10 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 // open finds a stream for a held SYN: at once for an early one.
 func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 	switch {
-	case !o.domain.reachable() || !p.enter():
-		p.passHeld(o.domain, t)
+	case !o.domain.reachable():
+		p.passHeld(o.domain, t, PeerUnreachable)
+	case !p.enter():
+		p.passHeld(o.domain, t, TooManyStreams)
 	case early:
 		p.release(t, o)
 	default:
@@ -311,8 +313,12 @@ func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 	}
 	o.drop()
 	switch kind {
-	case Denied, Unable, Mismatch:
-		p.passHeld(o.domain, t)
+	case Denied:
+		p.passHeld(o.domain, t, NoDialRule)
+	case Mismatch:
+		p.passHeld(o.domain, t, OtherDomain)
+	case Unable:
+		p.passHeld(o.domain, t, PeerFailed)
 	default:
 		p.mu.Lock()
 		s, packet, ok := p.table.Refused(t)
@@ -339,9 +345,9 @@ func (p *Proxy) release(t tuple, o *opened) {
 }
 
 // passHeld carries a held SYN as a packet.
-func (p *Proxy) passHeld(d *domain, t tuple) {
+func (p *Proxy) passHeld(d *domain, t tuple, why Reason) {
 	p.mu.Lock()
-	packet, ok := p.table.Passed(t, time.Now())
+	packet, ok := p.table.Passed(t, why, time.Now())
 	p.mu.Unlock()
 	if ok {
 		p.pass(d, packet)

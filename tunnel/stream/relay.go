@@ -48,6 +48,7 @@ const (
 type relay struct {
 	tuple
 	near  bool
+	mode  mode
 	local Conn
 	pc    *peerConn
 	enc   *block.Encoder
@@ -97,7 +98,7 @@ type relay struct {
 
 func newRelay(t tuple, near bool, local Conn, pc *peerConn, m mode, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
 	r := &relay{
-		tuple: t, near: near, local: local, pc: pc, bufs: bufs, spawn: spawn,
+		tuple: t, near: near, mode: m, local: local, pc: pc, bufs: bufs, spawn: spawn,
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1), outcome: make(chan error, 1),
 		sendMax: sendMax, grant: newCredit(time.Now()),
 	}

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"cmp"
-	"net/netip"
 	"time"
 
 	"stitch/dedupe"
@@ -27,12 +26,7 @@ type Stats struct {
 	Full     uint64 `json:"full"`
 	// Peers has one entry per link, in the order of Config.Links.
 	Peers []PeerStats `json:"peers"`
-	// Flows are the open streams, at most MaxFlows of them.
-	Flows []Flow `json:"flows,omitempty"`
 }
-
-// MaxFlows bounds Stats.Flows.
-const MaxFlows = 256
 
 // PeerStats is one peer; the traffic of its domains, added up, since the
 // process started.
@@ -102,18 +96,6 @@ type Traffic struct {
 	Restarts uint64 `json:"restarts"`
 }
 
-// Flow is one open stream.
-type Flow struct {
-	Peer   string         `json:"peer"`
-	Domain string         `json:"domain"`
-	Src    netip.AddrPort `json:"src"`
-	Dst    netip.AddrPort `json:"dst"`
-	// Side is "near" (the client is here) or "far" (the server is here).
-	Side     string `json:"side"`
-	BytesOut int64  `json:"bytes_out"`
-	BytesIn  int64  `json:"bytes_in"`
-}
-
 // Stats returns a snapshot; safe at any time.
 func (p *Proxy) Stats() Stats {
 	p.mu.Lock()
@@ -122,16 +104,15 @@ func (p *Proxy) Stats() Stats {
 	s.Max = p.cfg.MaxStreams
 	s.Admitted, s.Full = p.gate.count()
 	for _, q := range p.peers {
-		ps, flows := q.snapshot(MaxFlows - len(s.Flows))
+		ps := q.snapshot()
 		s.Peers = append(s.Peers, ps)
-		s.Flows = append(s.Flows, flows...)
 		s.Open += ps.Open
 	}
 	return s
 }
 
-// snapshot lists the domains and adds them up, with up to most flows.
-func (q *peer) snapshot(most int) (PeerStats, []Flow) {
+// snapshot lists the domains and adds them up.
+func (q *peer) snapshot() PeerStats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := PeerStats{Peer: q.link.Peer, Congestion: q.lastCC}
@@ -139,20 +120,19 @@ func (q *peer) snapshot(most int) (PeerStats, []Flow) {
 	if q.conflict != "" && time.Since(q.conflicts) < disagreeLife {
 		s.Conflict = q.conflict
 	}
-	var flows []Flow
 	for _, d := range q.domains {
-		ds, more := d.snapshot(most - len(flows))
-		s.Domains, flows = append(s.Domains, ds), append(flows, more...)
+		ds := d.snapshot()
+		s.Domains = append(s.Domains, ds)
 		s.Ready += ds.Ready
 		s.Alive = s.Alive || ds.Alive
 		s.LastError = cmp.Or(s.LastError, ds.LastError)
 		s.Traffic.sum(&ds.Traffic)
 	}
-	return s, flows
+	return s
 }
 
 // snapshot adds what is open to what has ended; the peer's mu is held.
-func (d *domain) snapshot(most int) (DomainStats, []Flow) {
+func (d *domain) snapshot() DomainStats {
 	s := DomainStats{
 		Domain: d.name, Ready: len(d.ready), Alive: d.alive, Traffic: d.stats,
 		Epoch: d.epochs.own, InStep: d.epochs.peer != 0, Resyncs: d.resyncs, History: d.history.Stats(), Alarm: d.alarm,
@@ -165,14 +145,10 @@ func (d *domain) snapshot(most int) (DomainStats, []Flow) {
 		s.WireIn += pc.read.Load()
 		s.WireOut += pc.out.written.Load()
 	}
-	var flows []Flow
 	for r := range d.relays {
 		s.add(r)
-		if len(flows) < most {
-			flows = append(flows, r.flow(d.q.link.Peer))
-		}
 	}
-	return s, flows
+	return s
 }
 
 // sum adds o.
@@ -212,12 +188,4 @@ func (s *Traffic) mix(o *block.Mix) {
 		c.to.In += c.from.In
 		c.to.Out += c.from.Out
 	}
-}
-
-func (r *relay) flow(peer string) Flow {
-	side := "far"
-	if r.near {
-		side = "near"
-	}
-	return Flow{Peer: peer, Domain: r.pc.domain.name, Src: r.src, Dst: r.dst, Side: side, BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load())}
 }

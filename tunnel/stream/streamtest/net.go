@@ -251,6 +251,9 @@ func (n *Net) Pass(_ stream.Link, packet []byte) error {
 // Own implements stream.Net.
 func (n *Net) Own(a netip.Addr) bool { return a == n.own }
 
+// Tracked implements stream.Net: nothing is tracked here.
+func (n *Net) Tracked() ([]stream.Tracked, error) { return nil, nil }
+
 // Descriptors implements stream.Net: there are always enough.
 func (n *Net) Descriptors(want int) int { return want }
 

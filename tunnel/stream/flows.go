@@ -1,0 +1,207 @@
+package stream
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"stitch/tunnel/config"
+)
+
+// Reason says why a connection across a link is carried as packets and not as a
+// stream. The numbers are part of what `stitch flows` shows: they keep their
+// meaning.
+type Reason int
+
+// The reasons; Reasons explains them.
+const (
+	NotTCP Reason = 1 + iota
+	Mobile
+	NoStreamRule
+	RuleOff
+	BegunThere
+	PeerUnreachable
+	TooManyStreams
+	TooManyHeld
+	NoDialRule
+	OtherDomain
+	PeerFailed
+	NotAgent
+	BegunEarlier
+)
+
+// Explanation is what a Reason means and what can be done about it.
+type Explanation struct {
+	Reason Reason `json:"reason"`
+	Why    string `json:"why"`
+	Advice string `json:"advice"`
+}
+
+// Reasons explains every Reason, in the order of their numbers.
+func Reasons() []Explanation {
+	return []Explanation{
+		{NotTCP, "only TCP is carried as streams", "nothing: it crosses encrypted, with its own timing"},
+		{Mobile, "one end is a workload or service, which may move", "nothing: as packets it survives the move"},
+		{NoStreamRule, "no [[stream]] rule covers where it goes", "add the address and port to a [[stream]] rule here and to a [[dial]] rule at the peer"},
+		{RuleOff, "its [[stream]] rule says optimize = \"off\"", "write \"full\", \"compress\" or \"accelerate\" if that was not intended"},
+		{BegunThere, "it was begun at the other site, whose rules decide", "run `stitch flows` there"},
+		{PeerUnreachable, "the peer's stream process was not reachable when it began", "look at the peer's agent (`stitch status`); later connections are optimised"},
+		{TooManyStreams, "as many streams as are allowed were open here when it began", "raise the limit of descriptors (systemd: LimitNOFILE=)"},
+		{TooManyHeld, "too many connections were being opened when it began", "nothing, if it was a burst: later connections are optimised"},
+		{NoDialRule, "no [[dial]] rule at the peer covers where it goes", "add a [[dial]] rule at the peer with the address, the port and the same domain"},
+		{OtherDomain, "the [[dial]] rule at the peer names another domain than the [[stream]] rule here", "write the same domain in both files"},
+		{PeerFailed, "the peer could not open a stream when it began", "look at the peer's log and at its number of streams (`stitch status --json`)"},
+		{NotAgent, "the peer is plain WireGuard without a stream process", "install stitch there if its connections are to be optimised"},
+		{BegunEarlier, "a rule covers it, but it began before this stream process, or its reason is over two minutes old", "nothing: later connections are optimised; a long one can be closed and opened anew"},
+	}
+}
+
+// Flow is one connection that crosses a link.
+type Flow struct {
+	Peer string `json:"peer"`
+	// Proto is the IP protocol, Src who began it.
+	Proto uint8          `json:"proto"`
+	Src   netip.AddrPort `json:"src"`
+	Dst   netip.AddrPort `json:"dst"`
+	// Side is "near" (it was begun here) or "far".
+	Side string `json:"side"`
+	// Carried is "full", "compress" or "accelerate" for a stream, or "packets",
+	// which then has a Reason.
+	Carried string `json:"carried"`
+	Reason  Reason `json:"reason,omitempty"`
+	Domain  string `json:"domain,omitempty"`
+	// BytesOut are original bytes from hosts here, BytesIn to them; WireOut and
+	// WireIn what they took on the link, for streams. 0 also means not known.
+	BytesOut int64 `json:"bytes_out"`
+	BytesIn  int64 `json:"bytes_in"`
+	WireOut  int64 `json:"wire_out,omitempty"`
+	WireIn   int64 `json:"wire_in,omitempty"`
+}
+
+// FlowList is a list of flows.
+type FlowList struct {
+	Flows []Flow `json:"flows"`
+	// Omitted is how many there are besides.
+	Omitted int `json:"omitted"`
+	// Incomplete says why connections carried as packets may be missing.
+	Incomplete string        `json:"incomplete,omitempty"`
+	Reasons    []Explanation `json:"reasons"`
+}
+
+// Flows lists the connections that cross the links, at most so many: streams
+// first, then those with the most bytes. What hosts of a stretched segment send
+// each other is frames and not listed. Safe at any time.
+func (p *Proxy) Flows(most int) FlowList {
+	list := FlowList{Reasons: Reasons(), Flows: []Flow{}}
+	streams := make(map[tuple]bool)
+	for _, q := range p.peers {
+		list.Flows = append(list.Flows, q.flows(streams)...)
+	}
+	tracked, err := p.cfg.Net.Tracked()
+	if err != nil {
+		list.Incomplete = "the kernel's list of connections: " + err.Error()
+	}
+	for _, c := range tracked {
+		t := tuple{c.Src, c.Dst}
+		// What is or was split is known above, or has ended.
+		if streams[t] && c.Proto == protoTCP || c.Mark&config.MarkSplit != 0 {
+			continue
+		}
+		p.mu.Lock()
+		why := p.table.Why(t)
+		p.mu.Unlock()
+		if f, ok := p.policy.packetFlow(c, p.linkPeer(c.Mark), why); ok {
+			list.Flows = append(list.Flows, f)
+		}
+	}
+	slices.SortStableFunc(list.Flows, func(a, b Flow) int {
+		return cmp.Or(cmp.Compare(min(a.Reason, 1), min(b.Reason, 1)), cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut))
+	})
+	if extra := len(list.Flows) - most; extra > 0 {
+		list.Flows, list.Omitted = list.Flows[:most], extra
+	}
+	return list
+}
+
+// linkPeer is the peer whose link a connection is bound to by its mark; "": none.
+func (p *Proxy) linkPeer(mark uint32) string {
+	number := int(mark & config.MarkLinkMask >> config.MarkLink)
+	for _, l := range p.cfg.Links {
+		if l.Number == number {
+			return l.Peer
+		}
+	}
+	return ""
+}
+
+// packetFlow says how a tracked connection that is no stream crosses a link; ok is
+// false if it crosses none. bound is the peer it is bound to by a redirection, why
+// what the proxy remembers of it.
+func (p *policy) packetFlow(c Tracked, bound string, why Reason) (f Flow, ok bool) {
+	f = Flow{Proto: c.Proto, Src: c.Src, Dst: c.Dst, Side: "near", Carried: "packets", BytesOut: int64(c.BytesOut), BytesIn: int64(c.BytesIn)}
+	from, there := p.site(c.Src.Addr())
+	to, stock := p.site(c.Dst.Addr())
+	switch {
+	case to != "":
+		f.Peer = to
+	case from != "":
+		f.Peer, f.Side, stock = from, "far", there
+		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
+	case bound != "":
+		f.Peer = bound
+	default:
+		return f, false
+	}
+	rule, covered := p.covers(c.Dst)
+	switch {
+	case c.Proto != protoTCP:
+		f.Reason = NotTCP
+	case p.mobile[c.Src.Addr()] || p.mobile[c.Dst.Addr()]:
+		f.Reason = Mobile
+	case stock:
+		f.Reason = NotAgent
+	case f.Side == "far":
+		f.Reason = BegunThere
+	case !covered:
+		f.Reason = NoStreamRule
+	case rule.Optimize == config.Off:
+		f.Reason = RuleOff
+	default:
+		f.Reason = cmp.Or(why, BegunEarlier)
+	}
+	return f, true
+}
+
+// site is the peer at whose site an address is, "" if none; stock: it is no agent.
+func (p *policy) site(a netip.Addr) (peer string, stock bool) {
+	for _, q := range p.cfg.Peers {
+		if contains(q.Subnets, a) {
+			return q.Name, q.Stock
+		}
+	}
+	return "", false
+}
+
+// flows are the peer's open streams, which it notes in streams.
+func (q *peer) flows(streams map[tuple]bool) (out []Flow) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.domains {
+		for r := range d.relays {
+			streams[r.tuple] = true
+			out = append(out, r.flow(q.link.Peer))
+		}
+	}
+	return out
+}
+
+func (r *relay) flow(peer string) Flow {
+	side := "far"
+	if r.near {
+		side = "near"
+	}
+	return Flow{
+		Peer: peer, Proto: protoTCP, Src: r.src, Dst: r.dst, Side: side, Carried: r.mode.String(), Domain: r.pc.domain.name,
+		BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load()), WireOut: r.pc.out.written.Load(), WireIn: r.pc.read.Load(),
+	}
+}

@@ -1,0 +1,71 @@
+package stream
+
+import (
+	"net/netip"
+	"testing"
+
+	"stitch/tunnel/config"
+)
+
+func TestReasonsAreNumbered(t *testing.T) {
+	all := Reasons()
+	for i, r := range all {
+		if int(r.Reason) != i+1 || r.Why == "" || r.Advice == "" {
+			t.Errorf("entry %d: %+v", i, r)
+		}
+	}
+	if last := all[len(all)-1].Reason; last != BegunEarlier {
+		t.Errorf("the last one explained is %d", last)
+	}
+}
+
+// TestPacketFlow holds which tracked connections cross a link, and the reason
+// why each is packets.
+func TestPacketFlow(t *testing.T) {
+	p := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	ports := func(n uint16) []config.PortRange { return []config.PortRange{{First: n, Last: n}} }
+	pol := newPolicy(&config.Config{
+		Peers: []config.Peer{{Name: "dc2", Subnets: p("10.2.0.0/24")}, {Name: "wg", Subnets: p("10.9.0.0/24"), Stock: true}},
+		Streams: []config.StreamRule{
+			{Peer: "dc2", To: p("10.2.0.0/24"), Ports: ports(4000)},
+			{Peer: "dc2", To: p("10.2.0.0/24"), Ports: ports(5000), Optimize: config.Off},
+		},
+		Workloads: []config.Workload{{Name: "vm", IP: netip.MustParseAddr("10.1.0.50")}},
+		Services:  []config.Service{{Name: "app", Workload: "vm", At: map[string]netip.AddrPort{"dc2": netip.MustParseAddrPort("10.2.0.80:80")}}},
+	})
+	for _, c := range []struct {
+		name     string
+		proto    uint8
+		src, dst string
+		bound    string
+		why      Reason
+		peer     string // empty: crosses no link
+		side     string
+		want     Reason
+	}{
+		{"a datagram", 17, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", NotTCP},
+		{"no rule", 6, "10.1.0.10:5", "10.2.0.10:80", "", 0, "dc2", "near", NoStreamRule},
+		{"rule is off", 6, "10.1.0.10:5", "10.2.0.10:5000", "", 0, "dc2", "near", RuleOff},
+		{"remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", NoDialRule, "dc2", "near", NoDialRule},
+		{"not remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", BegunEarlier},
+		{"from there", 6, "10.2.0.10:5", "10.1.0.10:4000", "", 0, "dc2", "far", BegunThere},
+		{"a service's address", 6, "10.1.0.10:5", "10.2.0.80:80", "", 0, "dc2", "near", Mobile},
+		{"a workload that has moved", 6, "10.1.0.10:5", "10.1.0.50:80", "dc2", 0, "dc2", "near", Mobile},
+		{"a workload that has not", 6, "10.1.0.10:5", "10.1.0.50:80", "", 0, "", "", 0},
+		{"plain WireGuard", 6, "10.1.0.10:5", "10.9.0.1:22", "", 0, "wg", "near", NotAgent},
+		{"from plain WireGuard", 6, "10.9.0.1:5", "10.1.0.10:22", "", 0, "wg", "far", NotAgent},
+		{"not ours", 6, "10.1.0.10:5", "192.0.2.1:443", "", 0, "", "", 0},
+	} {
+		f, ok := pol.packetFlow(Tracked{Proto: c.proto, Src: netip.MustParseAddrPort(c.src), Dst: netip.MustParseAddrPort(c.dst), BytesOut: 7, BytesIn: 9}, c.bound, c.why)
+		if ok != (c.peer != "") {
+			t.Errorf("%s: crosses %v", c.name, ok)
+			continue
+		}
+		if ok && (f.Peer != c.peer || f.Side != c.side || f.Reason != c.want || f.Carried != "packets") {
+			t.Errorf("%s: %+v", c.name, f)
+		}
+		if out := map[string]int64{"near": 7, "far": 9}[f.Side]; ok && (f.BytesOut != out || f.BytesIn != 16-out) {
+			t.Errorf("%s: %d bytes out, %d in", c.name, f.BytesOut, f.BytesIn)
+		}
+	}
+}
