@@ -43,7 +43,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		OnUsageError:   usageError,
 		Action:         noCommand,
 		Commands: []*cli.Command{
-			keygenCommand(), upCommand(), downCommand(), statusCommand(), flowsCommand(), seedCommand(), labCommand(), estimateCommand(), versionCommand(), childCommand(),
+			keygenCommand(), upCommand(), downCommand(), statusCommand(), flowsCommand(), seedCommand(), labCommand(), estimateCommand(), benchCommand(), versionCommand(), childCommand(),
 		},
 	}
 	for _, c := range app.Commands {

@@ -258,7 +258,7 @@ func (pc *peerConn) keepStep(ctx context.Context, d *domain, own, peer hello) er
 // before the far agent has said that it dials means that another connection
 // may be tried.
 func requestOpen(pc *peerConn, t tuple, m mode) (window uint32, kind Refusal, dialling bool, err error) {
-	o := openRequest{Window: minWindow, Mode: m, Src: t.src, Dst: t.dst}
+	o := openRequest{Window: startWindow, Mode: m, Src: t.src, Dst: t.dst}
 	if err := pc.out.data(appendFrame(nil, frameOpen, o.append(nil))); err != nil {
 		return 0, 0, false, err
 	}

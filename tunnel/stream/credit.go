@@ -4,8 +4,11 @@ import "time"
 
 const (
 	// minWindow is the least a receiver grants beyond what its host has
-	// acknowledged, and what every stream begins with.
+	// acknowledged.
 	minWindow = 256 << 10
+	// startWindow is what every stream begins with, and keeps until its rate is
+	// known: it fills 100 Mbit/s over 80 ms.
+	startWindow = 1 << 20
 	// maxWindow is the most. It is only reached by a host that drains as fast:
 	// 200 MB/s (a migration whose pages the far side knows) at 100 ms round
 	// trip needs 40 MB; a slow host gets what it drains in 100 ms plus a round
@@ -39,7 +42,7 @@ type credit struct {
 }
 
 func newCredit(now time.Time) *credit {
-	return &credit{limit: minWindow, window: minWindow, began: now}
+	return &credit{limit: startWindow, window: startWindow, began: now}
 }
 
 // Update takes the totals received from the peer and acknowledged by the host

@@ -139,7 +139,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err != nil {
 		return q.refuse(pc, refusalOf(err))
 	}
-	if err := pc.out.data(appendOpened(nil, minWindow)); err != nil {
+	if err := pc.out.data(appendOpened(nil, startWindow)); err != nil {
 		local.Close()
 		return err
 	}
