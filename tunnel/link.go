@@ -20,11 +20,6 @@ import (
 	"stitch/tunnel/wg"
 )
 
-// MTU of the link TUNs: packets of connections opened before a move are up to
-// lanMTU long and must cross, in fragments if need be. A stock peer knows no
-// fragments of ours.
-const lanMTU = 1500
-
 // linkPlane is the link plane of one agent while it runs.
 type linkPlane struct {
 	*Agent
@@ -98,11 +93,8 @@ func (p *linkPlane) open() error {
 
 // openTUN opens the device of a link.
 func (p *linkPlane) openTUN(peer config.Peer) error {
-	info, mtu := p.info[peer.Name], lanMTU
-	if peer.Stock {
-		mtu = info.InnerMTU
-	}
-	d, err := p.seams.Devices.OpenTUN(info.Device, mtu)
+	info := p.info[peer.Name]
+	d, err := p.seams.Devices.OpenTUN(info.Device, config.TUNMTU(info.InnerMTU, peer.Stock))
 	if err != nil {
 		return fmt.Errorf("link to %s: %w", peer.Name, err)
 	}
@@ -114,7 +106,7 @@ func (p *linkPlane) openTUN(peer config.Peer) error {
 
 // openSegment opens the TAP of a segment and joins it to its bridge.
 func (p *linkPlane) openSegment(seg config.Segment) error {
-	tap, err := p.seams.Devices.OpenTAP(TAPName(seg.ID), lanMTU)
+	tap, err := p.seams.Devices.OpenTAP(TAPName(seg.ID), config.LANMTU)
 	if err != nil {
 		return err
 	}

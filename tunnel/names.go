@@ -3,6 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,7 +48,12 @@ func Links(cfg *config.Config) (redirect.Links, error) {
 			return nil, fmt.Errorf("peers %s and %s would both use device %s: make their names differ in the first %d characters", other, p.Name, dev, maxIfName-len("st-"))
 		}
 		devices[dev] = p.Name
-		links[p.Name] = redirect.LinkInfo{Number: i + 1, Device: dev, Local: local, Remote: remote, InnerMTU: innerMTU(p), Stock: p.Stock}
+		inner := innerMTU(p)
+		if mtu := config.TUNMTU(inner, p.Stock); mtu < config.MinIPv6MTU && slices.ContainsFunc(p.Subnets, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
+			return nil, fmt.Errorf("the link to %s would carry packets of at most %d bytes, and IPv6 needs %d: leave out its IPv6 subnets, or set underlay_mtu to %d or more, if that is what the path carries",
+				p.Name, mtu, config.MinIPv6MTU, p.UnderlayMTU+config.MinIPv6MTU-mtu)
+		}
+		links[p.Name] = redirect.LinkInfo{Number: i + 1, Device: dev, Local: local, Remote: remote, InnerMTU: inner, Stock: p.Stock}
 	}
 	return links, nil
 }

@@ -19,6 +19,11 @@ const (
 	// of what the link carries that is not a plain IP packet.
 	CarrierHeader = 20 + 8
 	tcpHeader     = 20
+	// LANMTU is what a packet of a LAN has at most unless its hosts use jumbo
+	// frames.
+	LANMTU = 1500
+	// MinIPv6MTU is what a link must carry to carry IPv6 (RFC 8200).
+	MinIPv6MTU = 1280
 )
 
 // ipHeader is the length of an IP header without options.
@@ -33,6 +38,17 @@ func ipHeader(ipv6 bool) int {
 // over an underlay with the given MTU.
 func InnerMTU(underlay int, ipv6 bool) int {
 	return underlay - ipHeader(ipv6) - udpHeader - wireguardHeader
+}
+
+// TUNMTU returns the MTU of the TUN of a link with the given inner MTU. What is
+// longer is the kernel's to fragment, or to answer that it is too big. Packets
+// of connections that were opened before a move are up to LANMTU long, and have
+// to cross, in parts if need be. A stock peer knows no parts.
+func TUNMTU(inner int, stock bool) int {
+	if stock {
+		return inner
+	}
+	return max(LANMTU, inner)
 }
 
 // MaxFrame returns the longest Ethernet frame, without FCS, that fits into one

@@ -31,3 +31,13 @@ func TestMTU(t *testing.T) {
 		}
 	}
 }
+
+func TestTUNMTU(t *testing.T) {
+	for _, c := range []struct{ inner, agent, stock int }{
+		{1232, 1500, 1232}, {1440, 1500, 1440}, {1500, 1500, 1500}, {1501, 1501, 1501}, {8940, 8940, 8940},
+	} {
+		if agent, stock := TUNMTU(c.inner, false), TUNMTU(c.inner, true); agent != c.agent || stock != c.stock {
+			t.Errorf("inner %d: %d to an agent, %d to a stock peer", c.inner, agent, stock)
+		}
+	}
+}

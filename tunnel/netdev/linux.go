@@ -38,6 +38,7 @@ type Linux struct {
 var (
 	_ Opener = Linux{}
 	_ Cutter = (*device)(nil)
+	_ Sizer  = (*device)(nil)
 )
 
 // OpenTUN creates or adopts the persistent TUN called name, sets its MTU and
@@ -166,6 +167,18 @@ func explain(err error, name string) error {
 		return fmt.Errorf("%w: an interface called %s of another kind exists: remove it with `ip link del %s`", err, name, name)
 	}
 	return err
+}
+
+// SetMTU implements Sizer.
+func (d *device) SetMTU(n int) error {
+	link, err := netlink.LinkByName(d.name)
+	if err == nil {
+		err = netlink.LinkSetMTU(link, n)
+	}
+	if err != nil {
+		return fmt.Errorf("set the mtu of device %s to %d: %w", d.name, n, explain(err, d.name))
+	}
+	return nil
 }
 
 // setup sets the MTU and queue length, and brings the device up if asked to.

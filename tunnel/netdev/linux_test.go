@@ -79,6 +79,9 @@ func TestPersistentTUN(t *testing.T) {
 		if _, err := o.OpenTAP("st-test", 1500); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("TAP over a TUN: %v", err)
 		}
+		if err := d.(Sizer).SetMTU(1300); err != nil || attrs(t, "st-test").MTU != 1300 {
+			t.Errorf("mtu %d after it was set to 1300: %v", attrs(t, "st-test").MTU, err)
+		}
 		d.Close()
 		for range 2 { // the second has nothing to remove
 			if err := o.Remove("st-test"); err != nil {
@@ -87,6 +90,9 @@ func TestPersistentTUN(t *testing.T) {
 		}
 		if _, err := netlink.LinkByName("st-test"); err == nil {
 			t.Error("still there after Remove")
+		}
+		if err := d.(Sizer).SetMTU(1400); err == nil || !strings.Contains(err.Error(), "device st-test to 1400") {
+			t.Errorf("set the MTU of a device that is gone: %v", err)
 		}
 	})
 }

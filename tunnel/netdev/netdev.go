@@ -42,6 +42,13 @@ type Cutter interface {
 	CutTo(n int)
 }
 
+// Sizer is a device whose MTU can be changed while it is open.
+type Sizer interface {
+	// SetMTU sets the MTU of the interface, the most the kernel sends into it:
+	// what is longer it fragments, or answers that it is too big.
+	SetMTU(n int) error
+}
+
 // MinOffset is the headroom a TAP's Read needs in front of every frame.
 const MinOffset = 16
 

@@ -2,12 +2,14 @@ package wg
 
 import (
 	"bytes"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 
+	"stitch/tunnel/netdev/netdevtest"
 	"stitch/tunnel/netdev/super"
 )
 
@@ -139,6 +141,88 @@ func TestSizeMessages(t *testing.T) {
 		if m, ok := parseSize(b); ok {
 			t.Errorf("%x is taken for %+v", b[:min(len(b), 8)], m)
 		}
+	}
+}
+
+// sizedTUN is a device that notes its MTU.
+type sizedTUN struct {
+	*netdevtest.Fake
+	mtu  atomic.Int32
+	sets atomic.Int32
+	err  error
+}
+
+func (s *sizedTUN) SetMTU(n int) error {
+	s.mtu.Store(int32(n))
+	s.sets.Add(1)
+	return s.err
+}
+
+// The MTU of the TUN device follows what the path carries, where that is more
+// than a LAN's packet, and is left alone otherwise.
+func TestTUNFollowsPath(t *testing.T) {
+	for _, c := range []struct{ inner, most, mtu, sets int }{
+		{8940, 1400 - 28, 1500, 1}, // to 1232 at once and then up to 1328: one change
+		{8940, 4000 - 28, 3936, 0}, // in steps
+		{1440, 1400 - 28, 0, 0},
+		{8940, 0, 0, 0},
+	} {
+		bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
+			var tuns [2]*sizedTUN
+			var ends [2]*simEnd
+			for i := range ends {
+				ends[i] = n.open(t, i, func(cfg *Config) {
+					tuns[i] = &sizedTUN{Fake: cfg.TUN.(*netdevtest.Fake)}
+					cfg.TUN, cfg.InnerMTU = tuns[i], c.inner
+				})
+				defer ends[i].close(t)
+			}
+			ends[0].until(t, Up, 5*time.Second)
+			ends[1].until(t, Up, 5*time.Second)
+			n.swallow(2, c.most)
+			time.Sleep(20 * time.Second)
+			for i, tun := range tuns {
+				if got, sets := int(tun.mtu.Load()), int(tun.sets.Load()); got != c.mtu || c.sets > 0 && sets != c.sets {
+					t.Errorf("inner %d, path %d, end %d: MTU %d after %d changes, want %d; the link sends %d", c.inner, c.most, i, got, sets, c.mtu, ends[i].Stats().InnerMTU)
+				}
+			}
+			n.swallow(2, 0)
+			time.Sleep(raiseEvery + 20*time.Second)
+			if got := int(tuns[0].mtu.Load()); got != 0 && got != c.inner {
+				t.Errorf("inner %d, path %d: MTU %d after it healed", c.inner, c.most, got)
+			}
+		})
+	}
+}
+
+// A packet that is too big came in because somebody raised the MTU: it is set
+// back, at most once a second, also when that fails.
+func TestTUNSetBack(t *testing.T) {
+	for _, c := range []struct {
+		stock bool
+		want  int
+		err   error
+	}{{false, 1500, nil}, {true, 1440, nil}, {true, 1440, unix.EPERM}} {
+		bubble(t, time.Millisecond, 0, func(t *testing.T, n *simNet) {
+			var tun *sizedTUN
+			a := n.open(t, 0, func(cfg *Config) {
+				tun = &sizedTUN{Fake: cfg.TUN.(*netdevtest.Fake), err: c.err}
+				cfg.TUN, cfg.Stock = tun, c.stock
+			})
+			defer a.close(t)
+			time.Sleep(3 * time.Second)
+			if tun.sets.Load() != 0 {
+				t.Error("set without reason")
+			}
+			for range 30 {
+				tun.In <- ipPacket(16385, 1)
+				time.Sleep(100 * time.Millisecond)
+			}
+			time.Sleep(2 * time.Second)
+			if got, sets, dropped := tun.mtu.Load(), tun.sets.Load(), a.Stats().Drops.TooBig; int(got) != c.want || sets < 3 || sets > 4 || dropped != 30 {
+				t.Errorf("stock %v: MTU %d after %d changes, %d dropped; want %d, 3 or 4, 30", c.stock, got, sets, dropped, c.want)
+			}
+		})
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/device"
 
+	"stitch/tunnel/config"
+	"stitch/tunnel/netdev"
 	"stitch/tunnel/wg/carrier"
 	"stitch/tunnel/wg/quality"
 )
@@ -24,6 +26,9 @@ const (
 	// looked up and set again.
 	endpointInterval = 10 * time.Second
 	maxLookupWait    = 30 * time.Second
+	// fitInterval is how soon after the last time the TUN's MTU is set to what
+	// it should be already.
+	fitInterval = time.Second
 )
 
 // run is the link's clock: probes, state, rebinding, and the only goroutine
@@ -34,6 +39,7 @@ func (l *Link) run(ctx context.Context) {
 	told := Connecting
 	var kicked, polled time.Time
 	rebind := rebinder{last: time.Now()}
+	fit := fitter{mtu: config.TUNMTU(l.cfg.InnerMTU, l.cfg.Stock)}
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,6 +58,9 @@ func (l *Link) run(ctx context.Context) {
 				if !l.probe(now) && !l.probeSize(now) {
 					l.train(now)
 				}
+			}
+			if mtu := config.TUNMTU(int(l.mux.inner.Load()), l.cfg.Stock); fit.due(mtu, l.count.dropTooBig.Load(), now) {
+				l.fitTUN(mtu)
 			}
 			if l.currentState() != Up && l.probing.Load() && now.Sub(kicked) >= kickInterval {
 				kicked = now
@@ -272,6 +281,39 @@ func (l *Link) info() peerInfo {
 		return peerInfo{}
 	}
 	return parseInfo(text)
+}
+
+// fitter decides when to set the MTU of the TUN device.
+type fitter struct {
+	mtu  int       // as set
+	drop uint64    // packets that were too big when it was
+	last time.Time // when that was
+}
+
+// due reports whether to set mtu: what the link carries has changed, or packets
+// came in that it does not carry, so somebody else has. A lower one is left to
+// whoever set it.
+func (f *fitter) due(mtu int, drop uint64, now time.Time) bool {
+	if mtu == f.mtu && (drop == f.drop || now.Sub(f.last) < fitInterval) {
+		return false
+	}
+	f.mtu, f.drop, f.last = mtu, drop, now
+	return true
+}
+
+// fitTUN sets the MTU of the TUN device. That is all there is to "packet too
+// big": the kernel, which routes what comes to the device, knows the MTU by it,
+// fragments where it may, and else tells the sender.
+func (l *Link) fitTUN(mtu int) {
+	d, ok := l.cfg.TUN.(netdev.Sizer)
+	if !ok {
+		return
+	}
+	if err := d.SetMTU(mtu); err != nil {
+		l.log.Warn("packets that are too big are dropped without an answer", "err", err)
+		return
+	}
+	l.log.Info("MTU of the TUN device set", "device", l.cfg.TUN.Name(), "bytes", mtu)
 }
 
 // rebinder decides when to open the socket anew.

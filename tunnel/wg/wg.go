@@ -24,6 +24,22 @@
 // they do not, the newest packet of each flow is held, and leaves first when
 // they do again. Nothing is ever sent around the link. Package quality makes of
 // the same probes how good the link is, each direction apart.
+//
+// # Packets that are too big
+//
+// It is the kernel that fragments them, or answers ICMP "fragmentation needed"
+// and ICMPv6 "packet too big": it routes what enters the TUN device, and the
+// link keeps the MTU of that at what it carries (config.TUNMTU, fitTUN).
+//
+//	                     cross as they are   cross in parts    MTU of the TUN
+//	to an agent          up to inner         up to the MTU     1500, or inner if that is more
+//	to a stock peer      up to inner         never             inner
+//
+// Inner is what the configuration says, less while the path carries less; of a
+// stock peer's path nobody finds out. TCP, whose super-packets are cut and whose
+// MSS is clamped to inner, fits without being told. A packet that is too big all
+// the same (Drops.TooBig) came in because somebody raised the MTU: it is dropped
+// and the MTU set back within a second, so the next one is answered.
 package wg
 
 import (
@@ -74,7 +90,8 @@ type Config struct {
 	// the link is down. The peer may roam.
 	Endpoint string
 	// TUN is the device of the plain IP packets. The caller owns and closes
-	// it, after Link.Close.
+	// it, after Link.Close. It was opened with config.TUNMTU of InnerMTU; from
+	// then on the link sets its MTU, if it is a netdev.Sizer.
 	TUN netdev.Device
 	// InnerMTU is the largest IP packet that may fit into one datagram of the
 	// link, in bytes; see config.InnerMTU. The link finds out by itself when
