@@ -2,8 +2,11 @@ package tunnel_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,4 +97,187 @@ type counter struct{ n *atomic.Int64 }
 func (c counter) Write(b []byte) (int, error) {
 	c.n.Add(int64(len(b)))
 	return len(b), nil
+}
+
+// What a link does not carry is answered or fragmented by the edge's kernel,
+// towards hosts with jumbo frames, and what is an octet smaller crosses as it
+// is. The hosts are real kernels' TCP and ping.
+
+// TestE2ETooBigForAgent: an agent takes 1500 bytes, in parts. A LAN at the other
+// site that carries less says so itself.
+func TestE2ETooBigForAgent(t *testing.T) {
+	l := bigWorld(t, "")
+	bigPings(t, l, "e1", 1500)
+	farLAN(t, l)
+}
+
+// TestE2ETooBigForStock: a stock peer takes what fits into a datagram.
+func TestE2ETooBigForStock(t *testing.T) {
+	l := bigWorld(t, "stock = true\n")
+	bigPings(t, l, "e1", 1440)
+	raisedMTU(t, l, 1440)
+	silence(t, l)
+}
+
+// TestE2ETooBigForJumbo: jumbo frames cross whole where the path carries them,
+// and when it no longer does hosts are told.
+func TestE2ETooBigForJumbo(t *testing.T) {
+	l := bigWorld(t, "underlay_mtu = 9000\n")
+	bigPings(t, l, "e1", 8940)
+	shrink(t, l)
+}
+
+// bigWorld is a lab without a WAN's limits, with jumbo frames everywhere, and
+// with one line more for the peer in each configuration.
+func bigWorld(t *testing.T, line string) *lab.Lab {
+	t.Helper()
+	l := world(t, lab.Options{Edit: bigLAN(line)})
+	for _, host := range []string{"e1", "e2"} {
+		// One datagram at a time, so that a rule sees how long each is.
+		run(t, l, host, "ip", "link", "set", "wan0", "mtu", "9000", "gso_max_segs", "1")
+	}
+	jumbo(t, l, "h1", "e1", "lan-h1")
+	jumbo(t, l, "h2", "e2", "lan-h2")
+	return l
+}
+
+// bigLAN gives both sites IPv6, and the peer in each configuration one line
+// more; a stock peer has nothing but its link.
+func bigLAN(line string) func(host, toml string) string {
+	return func(host, toml string) string {
+		toml = strings.ReplaceAll(toml, `"10.1.1.0/24"]`, `"10.1.1.0/24", "fd00:1::/64"]`)
+		toml = strings.ReplaceAll(toml, `"10.2.0.0/24"]`, `"10.2.0.0/24", "fd00:2::/64"]`)
+		head, rest, _ := strings.Cut(toml, "[[segment]]")
+		if strings.HasPrefix(line, "stock") {
+			if host == "e2" { // two ends that call at once may have to do so again; who is called expects IPv6
+				head = strings.Replace(head, `endpoint = "203.0.113.10:51820"`, "underlay_mtu = 1520", 1)
+			}
+			return head + line
+		}
+		return head + line + "\n[[segment]]" + rest
+	}
+}
+
+// jumbo gives a host and its edge frames of 9000 bytes.
+func jumbo(t *testing.T, l *lab.Lab, host, edge, port string) {
+	t.Helper()
+	run(t, l, host, "ip", "link", "set", "eth0", "mtu", "9000")
+	run(t, l, edge, "ip", "link", "set", port, "mtu", "9000")
+	run(t, l, edge, "ip", "link", "set", "br-lan", "mtu", "9000")
+}
+
+// bigPings sends packets of most bytes, which cross, and of one byte more, which
+// are answered by an edge with the right MTU; IPv4 without DF crosses too.
+func bigPings(t *testing.T, l *lab.Lab, edge string, most int) {
+	t.Helper()
+	from := map[string][2]string{"e1": {"10.1.0.1", "fd00:1::1"}, "e2": {"10.2.0.1", "fd00:2::1"}}[edge]
+	forget(t, l, "h1")
+	for _, p := range []struct{ addr, from, answer string }{
+		{"10.2.0.10", from[0], "(mtu = %d)"}, {"fd00:2::10", from[1], "Packet too big: mtu=%d"},
+	} {
+		header := 28
+		if strings.Contains(p.addr, ":") {
+			header = 48
+		}
+		ping := func(size int, df string) string {
+			out, _ := l.Command("h1", "ping", "-c2", "-i0.2", "-W5", "-M"+df, "-s"+strconv.Itoa(size-header), p.addr).CombinedOutput()
+			return string(out)
+		}
+		if out := ping(most, "do"); !strings.Contains(out, " 0% packet loss") {
+			t.Errorf("%d bytes to %s do not cross:\n%s", most, p.addr, out)
+		}
+		if header == 28 { // of IPv6 it is always the sender who fragments
+			if out := ping(most+1, "dont"); !strings.Contains(out, " 0% packet loss") {
+				t.Errorf("%d bytes to %s that may be fragmented do not cross:\n%s", most+1, p.addr, out)
+			}
+		}
+		out := ping(most+1, "do")
+		if !strings.Contains(out, "From "+p.from+" ") || !strings.Contains(out, fmt.Sprintf(p.answer, most)) {
+			t.Errorf("%d bytes to %s are not answered by %s:\n%s", most+1, p.addr, p.from, out)
+		}
+		if want := fmt.Sprint("mtu ", most); !strings.Contains(run(t, l, "h1", "ip", "route", "get", p.addr), want) {
+			t.Errorf("the host did not learn %q of %s", want, p.addr)
+		}
+	}
+}
+
+// forget makes a host forget the path MTUs it has learned.
+func forget(t *testing.T, l *lab.Lab, host string) {
+	t.Helper()
+	run(t, l, host, "ip", "route", "flush", "cache")
+	run(t, l, host, "ip", "-6", "route", "flush", "cache")
+}
+
+// farLAN: a LAN at the other site carries less than the link; what its edge
+// says crosses the link and passes the filter there.
+func farLAN(t *testing.T, l *lab.Lab) {
+	run(t, l, "h2", "ip", "link", "set", "eth0", "mtu", "1400")
+	run(t, l, "e2", "ip", "link", "set", "br-lan", "mtu", "1400")
+	bigPings(t, l, "e2", 1400)
+}
+
+// raisedMTU: somebody raises the MTU of a TUN. The first packet too big to be
+// carried is lost, and then they are answered as before.
+func raisedMTU(t *testing.T, l *lab.Lab, most int) {
+	run(t, l, "e1", "ip", "link", "set", "st-dc2", "mtu", "9000")
+	forget(t, l, "h1")
+	run(t, l, "h1", "sh", "-c", "! ping -c1 -W1 -Mdo -s3000 10.2.0.10")
+	eventually(t, 10*time.Second, "the MTU is set back", func() bool {
+		return strings.Contains(run(t, l, "e1", "ip", "link", "show", "st-dc2"), fmt.Sprint("mtu ", most, " "))
+	})
+	bigPings(t, l, "e1", most)
+}
+
+// silence: a connection whose segments have become too large goes on because it
+// is told. The control case is that it does not when the host does not hear it.
+func silence(t *testing.T, l *lab.Lab) {
+	forget(t, l, "h1")
+	n := flow(t, l, "h1", "h2", "10.2.0.10:7001")
+	eventually(t, 10*time.Second, "a connection runs", func() bool { return n.Load() > 1<<20 })
+	run(t, l, "h1", "nft", "add table inet deaf { counter answers { }; chain in { type filter hook prerouting priority -400; icmp type destination-unreachable counter name answers drop; }; }")
+	heard := func(times int) func() bool {
+		return func() bool {
+			var packets int
+			out := run(t, l, "h1", "nft", "list", "counter", "inet", "deaf", "answers")
+			if _, err := fmt.Sscanf(out[strings.Index(out, "packets"):], "packets %d", &packets); err != nil {
+				t.Fatal(err)
+			}
+			return packets >= times
+		}
+	}
+	run(t, l, "e1", "ip", "link", "set", "st-dc2", "mtu", "1300") // a lower one is respected
+	eventually(t, 20*time.Second, "two answers, the second to a repetition", heard(2))
+	before := n.Load()
+	eventually(t, 20*time.Second, "two more", heard(4))
+	if after := n.Load(); after != before {
+		t.Fatalf("%d bytes arrived though the host heard no answer: this test cannot fail", after-before)
+	}
+	run(t, l, "h1", "nft", "delete", "table", "inet", "deaf")
+	eventually(t, 20*time.Second, "it goes on when the host hears the answer", func() bool { return n.Load() > before+1<<20 })
+}
+
+// shrink: a path that carried jumbo frames begins to swallow all but small ones.
+// The TUN's MTU follows, connections go on, and hosts are told.
+func shrink(t *testing.T, l *lab.Lab) {
+	forget(t, l, "h1")
+	flows := map[string]*atomic.Int64{"IPv4": flow(t, l, "h1", "h2", "10.2.0.10:7001"), "IPv6": flow(t, l, "h1", "h2", "[fd00:2::10]:7001")}
+	progress := func() {
+		for name, n := range flows {
+			from := n.Load()
+			eventually(t, 20*time.Second, name+" goes on", func() bool { return n.Load() > from+1<<20 })
+		}
+	}
+	progress()
+	for _, edge := range []string{"e1", "e2"} {
+		run(t, l, edge, "nft", "add table inet hole { chain in { type filter hook prerouting priority -400; iifname wan0 udp length > 1380 drop; }; }")
+	}
+	eventually(t, 20*time.Second, "both ends send packets that fit, and the TUN's MTU follows", func() bool {
+		return innerMTU(t, l, "e1") == 1328 && innerMTU(t, l, "e2") == 1328 && strings.Contains(run(t, l, "e1", "ip", "link", "show", "st-dc2"), "mtu 1500 ")
+	})
+	progress()
+	for _, addr := range []string{"10.2.0.10", "fd00:2::10"} {
+		if out := run(t, l, "h1", "ip", "route", "get", addr); !strings.Contains(out, "mtu 1500 ") {
+			t.Errorf("the host was not told: %s", out)
+		}
+	}
 }
