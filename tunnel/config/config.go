@@ -64,7 +64,8 @@ type Peer struct {
 	// Subnets are the peer's prefixes, routed into the link.
 	Subnets []netip.Prefix
 	// UnderlayMTU is the MTU of the path between the edges; default 1500. The
-	// MTU inside the link is derived from it (see InnerMTU).
+	// MTU inside the link is derived from it (see InnerMTU), and that of its TUN
+	// (see TUNMTU).
 	UnderlayMTU int
 	// Stock says that the other end is a WireGuard peer without stitch: only
 	// the layer-3 path exists, no probes, no segments, no streams.
