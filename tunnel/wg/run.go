@@ -60,7 +60,7 @@ func (l *Link) run(ctx context.Context) {
 				}
 			}
 			if mtu := config.TUNMTU(int(l.mux.inner.Load()), l.cfg.Stock); fit.due(mtu, l.count.dropTooBig.Load(), now) {
-				l.fitTUN(mtu)
+				l.fitTUN(mtu, fit.why)
 			}
 			if l.currentState() != Up && l.probing.Load() && now.Sub(kicked) >= kickInterval {
 				kicked = now
@@ -288,6 +288,7 @@ type fitter struct {
 	mtu  int       // as set
 	drop uint64    // packets that were too big when it was
 	last time.Time // when that was
+	why  string
 }
 
 // due reports whether to set mtu: what the link carries has changed, or packets
@@ -297,6 +298,10 @@ func (f *fitter) due(mtu int, drop uint64, now time.Time) bool {
 	if mtu == f.mtu && (drop == f.drop || now.Sub(f.last) < fitInterval) {
 		return false
 	}
+	f.why = "what the link carries has changed"
+	if mtu == f.mtu {
+		f.why = "packets came in that the link does not carry"
+	}
 	f.mtu, f.drop, f.last = mtu, drop, now
 	return true
 }
@@ -304,7 +309,7 @@ func (f *fitter) due(mtu int, drop uint64, now time.Time) bool {
 // fitTUN sets the MTU of the TUN device. That is all there is to "packet too
 // big": the kernel, which routes what comes to the device, knows the MTU by it,
 // fragments where it may, and else tells the sender.
-func (l *Link) fitTUN(mtu int) {
+func (l *Link) fitTUN(mtu int, why string) {
 	d, ok := l.cfg.TUN.(netdev.Sizer)
 	if !ok {
 		return
@@ -313,7 +318,7 @@ func (l *Link) fitTUN(mtu int) {
 		l.log.Warn("packets that are too big are dropped without an answer", "err", err)
 		return
 	}
-	l.log.Info("MTU of the TUN device set", "device", l.cfg.TUN.Name(), "bytes", mtu)
+	l.log.Info("MTU of the TUN device set", "device", l.cfg.TUN.Name(), "bytes", mtu, "because", why)
 }
 
 // rebinder decides when to open the socket anew.
