@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"stitch/tunnel/lab"
 )
@@ -101,13 +104,14 @@ func (c counter) Write(b []byte) (int, error) {
 
 // What a link does not carry is answered or fragmented by the edge's kernel,
 // towards hosts with jumbo frames, and what is an octet smaller crosses as it
-// is. The hosts are real kernels' TCP and ping.
+// is. The hosts are real kernels' TCP, UDP and ping.
 
 // TestE2ETooBigForAgent: an agent takes 1500 bytes, in parts. A LAN at the other
 // site that carries less says so itself.
 func TestE2ETooBigForAgent(t *testing.T) {
 	l := bigWorld(t, "")
 	bigPings(t, l, "e1", 1500)
+	bigUDP(t, l, 1500)
 	farLAN(t, l)
 }
 
@@ -115,6 +119,7 @@ func TestE2ETooBigForAgent(t *testing.T) {
 func TestE2ETooBigForStock(t *testing.T) {
 	l := bigWorld(t, "stock = true\n")
 	bigPings(t, l, "e1", 1440)
+	bigUDP(t, l, 1440)
 	raisedMTU(t, l, 1440)
 	silence(t, l)
 }
@@ -198,6 +203,68 @@ func bigPings(t *testing.T, l *lab.Lab, edge string, most int) {
 		if want := fmt.Sprint("mtu ", most); !strings.Contains(run(t, l, "h1", "ip", "route", "get", p.addr), want) {
 			t.Errorf("the host did not learn %q of %s", want, p.addr)
 		}
+	}
+}
+
+// bigUDP sends super-packets of datagrams: such as make packets of most bytes
+// arrive, and of those with one byte more the socket learns that they are too big.
+func bigUDP(t *testing.T, l *lab.Lab, most int) {
+	t.Helper()
+	forget(t, l, "h1")
+	for addr, o := range map[string]struct{ header, level, discover, mtu int }{
+		"10.2.0.10:9000":    {28, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_MTU},
+		"[fd00:2::10]:9000": {48, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_MTU},
+	} {
+		var in net.PacketConn
+		var out net.Conn
+		for host, open := range map[string]func() error{
+			"h2": func() (err error) { in, err = net.ListenPacket("udp", addr); return },
+			"h1": func() (err error) { out, err = net.Dial("udp", addr); return },
+		} {
+			ns, _ := l.Namespace(host)
+			if err := ns.Do(open); err != nil {
+				t.Fatal(err)
+			}
+		}
+		defer in.Close()
+		defer out.Close()
+		raw, err := out.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		send := func(size int) (learned int) {
+			_ = raw.Control(func(fd uintptr) {
+				err = errors.Join(unix.SetsockoptInt(int(fd), o.level, o.discover, unix.IP_PMTUDISC_DO),
+					unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = out.Write(make([]byte, 3*size)) // fails when it was told
+			_ = raw.Control(func(fd uintptr) { learned, err = unix.GetsockoptInt(int(fd), o.level, o.mtu) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			return learned
+		}
+		eventually(t, 10*time.Second, fmt.Sprintf("a socket to %s learns that %d bytes are too big", addr, most+1), func() bool {
+			return send(most+1-o.header) == most
+		})
+		buf := make([]byte, 9000)
+		eventually(t, 10*time.Second, fmt.Sprintf("packets of %d bytes arrive at %s", most, addr), func() bool {
+			send(most - o.header)
+			for range 3 {
+				_ = in.SetReadDeadline(time.Now().Add(time.Second))
+				n, _, err := in.ReadFrom(buf)
+				if err != nil {
+					return false
+				}
+				if n != most-o.header {
+					t.Fatalf("a datagram of %d bytes arrived at %s", n, addr)
+				}
+			}
+			return true
+		})
 	}
 }
 
