@@ -30,8 +30,11 @@ const (
 	// rtoMax it is back within a second of the path.
 	peerTimeout = 15 * time.Minute
 	rtoMaxMS    = 1000
-	// tcpRTOMax is TCP_RTO_MAX_MS of Linux 6.15.
-	tcpRTOMax = 44
+	// rtoMin and ackWithin make a lost packet that nothing follows, such as the
+	// answer to a key press, known sooner than Linux' 200 ms after the time it
+	// should take: the peer acknowledges within ackWithin, so rtoMin is enough.
+	rtoMin    = 50 * time.Millisecond
+	ackWithin = 10 * time.Millisecond
 	// ctLastACK is the first of conntrack's TCP states in which a connection has
 	// ended (TCP_CONNTRACK_LAST_ACK).
 	ctLastACK = 6
@@ -283,8 +286,17 @@ func peerOptions(fd int) error {
 			return wrap("TCP_CONGESTION", err)
 		}
 	}
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, tcpRTOMax, rtoMaxMS); err != nil && err != unix.ENOPROTOOPT && err != unix.EINVAL {
-		return wrap("TCP_RTO_MAX_MS", err)
+	for _, o := range []struct {
+		name          string
+		option, value int
+	}{ // Linux 6.15 and 6.16 have them, older ones do not
+		{"TCP_RTO_MAX_MS", unix.TCP_RTO_MAX_MS, rtoMaxMS},
+		{"TCP_RTO_MIN_US", unix.TCP_RTO_MIN_US, int(rtoMin / time.Microsecond)},
+		{"TCP_DELACK_MAX_US", unix.TCP_DELACK_MAX_US, int(ackWithin / time.Microsecond)},
+	} {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, o.option, o.value); err != nil && err != unix.ENOPROTOOPT && err != unix.EINVAL {
+			return wrap(o.name, err)
+		}
 	}
 	return cmpErr(
 		wrap("TCP_USER_TIMEOUT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(peerTimeout/time.Millisecond))),
