@@ -245,6 +245,11 @@ const (
 	// MarkError: an ICMP error, of this host or of its LAN, about a connection
 	// split here, to be given to its socket here.
 	MarkError = 0x00080000
+	// MarkAnchored, on a connection only: it was begun by the workload at another
+	// site, so what it sends in original direction belongs to the link in the
+	// mark. Without it the link is where the connection came from, and only
+	// answers go there.
+	MarkAnchored = 0x00080000
 )
 
 // Routing tables, rule priorities, ports and device names of the agent.

@@ -11,12 +11,6 @@ import (
 	"stitch/tunnel/config"
 )
 
-// markAnchored is the bit of the connection mark that says: this connection was
-// begun by the workload at another site, so what it sends in original direction
-// belongs to the link in the mark. Without the bit the link is where the
-// connection came from, and only answers go there.
-const markAnchored = 0x00080000
-
 //go:embed stitch.nft.tmpl
 var nftText string
 
@@ -140,9 +134,9 @@ func (p *planner) linkView(l namedLink) linkView {
 	v := linkView{
 		LinkInfo: l.LinkInfo, MSS4: config.MSS(l.InnerMTU, false), MSS6: config.MSS(l.InnerMTU, true),
 		Mark: hexMark(mark), Keep: hexMark(^uint32(config.MarkLinkMask)), LinkMask: hexMark(config.MarkLinkMask),
-		Anchor:     hexMark(mark | markAnchored),
-		KeepAnchor: hexMark(^uint32(config.MarkLinkMask | markAnchored)),
-		AnchorMask: hexMark(config.MarkLinkMask | markAnchored),
+		Anchor:     hexMark(mark | config.MarkAnchored),
+		KeepAnchor: hexMark(^uint32(config.MarkLinkMask | config.MarkAnchored)),
+		AnchorMask: hexMark(config.MarkLinkMask | config.MarkAnchored),
 	}
 	for _, v6 := range []bool{false, true} {
 		f := linkFamily{V: 4, IP: "ip", Type: "ipv4_addr", Subnets: prefixes(p.peer(l.name).Subnets, v6)}

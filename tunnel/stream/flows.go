@@ -2,11 +2,15 @@ package stream
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 
 	"stitch/tunnel/config"
 )
+
+// maxTracked bounds the entries of the kernel's table that one list looks at.
+const maxTracked = 1 << 17
 
 // Reason says why a connection across a link is carried as packets and not as a
 // stream. The numbers are part of what `stitch flows` shows: they keep their
@@ -97,22 +101,27 @@ func (p *Proxy) Flows(most int) FlowList {
 	for _, q := range p.peers {
 		list.Flows = append(list.Flows, q.flows(streams)...)
 	}
-	tracked, err := p.cfg.Net.Tracked()
-	if err != nil {
-		list.Incomplete = "the kernel's list of connections: " + err.Error()
-	}
-	for _, c := range tracked {
+	site, seen := p.routes(), 0
+	err := p.cfg.Net.Tracked(func(c Tracked) bool {
+		if seen++; seen > maxTracked {
+			list.Incomplete = fmt.Sprintf("the kernel tracks more than %d connections", maxTracked)
+			return false
+		}
 		t := tuple{c.Src, c.Dst}
 		// What is or was split is known above, or has ended.
 		if streams[t] && c.Proto == protoTCP || c.Mark&config.MarkSplit != 0 {
-			continue
+			return true
 		}
 		p.mu.Lock()
 		why := p.table.Why(t)
 		p.mu.Unlock()
-		if f, ok := p.policy.packetFlow(c, p.linkPeer(c.Mark), why); ok {
+		if f, ok := p.policy.packetFlow(c, p.linkPeer(c.Mark), why, site); ok {
 			list.Flows = append(list.Flows, f)
 		}
+		return true
+	})
+	if err != nil {
+		list.Incomplete = "the kernel's list of connections: " + err.Error()
 	}
 	slices.SortStableFunc(list.Flows, func(a, b Flow) int {
 		return cmp.Or(cmp.Compare(min(a.Reason, 1), min(b.Reason, 1)), cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut))
@@ -121,6 +130,26 @@ func (p *Proxy) Flows(most int) FlowList {
 		list.Flows, list.Omitted = list.Flows[:most], extra
 	}
 	return list
+}
+
+// routes returns a function that says to which peer the kernel routes an
+// address, and whether that one is no agent. It asks once for each address.
+func (p *Proxy) routes() func(netip.Addr) (peer string, stock bool) {
+	devices, known := make(map[string]string), make(map[netip.Addr]string)
+	for _, l := range p.cfg.Links {
+		devices[l.Device] = l.Peer
+	}
+	return func(a netip.Addr) (string, bool) {
+		if peer, stock := p.policy.site(a); stock {
+			return peer, true
+		}
+		peer, asked := known[a]
+		if !asked {
+			peer = devices[p.cfg.Net.Via(a)]
+			known[a] = peer
+		}
+		return peer, false
+	}
 }
 
 // linkPeer is the peer whose link a connection is bound to by its mark; "": none.
@@ -136,27 +165,32 @@ func (p *Proxy) linkPeer(mark uint32) string {
 
 // packetFlow says how a tracked connection that is no stream crosses a link; ok is
 // false if it crosses none. bound is the peer it is bound to by a redirection, why
-// what the proxy remembers of it.
-func (p *policy) packetFlow(c Tracked, bound string, why Reason) (f Flow, ok bool) {
+// what the proxy remembers of it, site where an address is.
+func (p *policy) packetFlow(c Tracked, bound string, why Reason, site func(netip.Addr) (string, bool)) (f Flow, ok bool) {
 	f = Flow{Proto: c.Proto, Src: c.Src, Dst: c.Dst, Side: "near", Carried: "packets", BytesOut: int64(c.BytesOut), BytesIn: int64(c.BytesIn)}
-	from, there := p.site(c.Src.Addr())
-	to, stock := p.site(c.Dst.Addr())
+	from, there := site(c.Src.Addr())
+	to, stock := site(c.At.Addr())
 	switch {
 	case to != "":
 		f.Peer = to
 	case from != "":
 		f.Peer, f.Side, stock = from, "far", there
-		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
 	case bound != "":
 		f.Peer = bound
+		if c.Mark&config.MarkAnchored == 0 {
+			f.Side = "far"
+		}
 	default:
 		return f, false
+	}
+	if f.Side == "far" {
+		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
 	}
 	rule, covered := p.covers(c.Dst)
 	switch {
 	case c.Proto != protoTCP:
 		f.Reason = NotTCP
-	case p.mobile[c.Src.Addr()] || p.mobile[c.Dst.Addr()]:
+	case p.mobile[c.Src.Addr()] || p.mobile[c.Dst.Addr()] || p.mobile[c.At.Addr()]:
 		f.Reason = Mobile
 	case stock:
 		f.Reason = NotAgent

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"net/netip"
 	"testing"
 
@@ -42,21 +43,26 @@ func TestPacketFlow(t *testing.T) {
 		peer     string // empty: crosses no link
 		side     string
 		want     Reason
+		at       string // if not dst
+		mark     uint32
 	}{
-		{"a datagram", 17, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", NotTCP},
-		{"no rule", 6, "10.1.0.10:5", "10.2.0.10:80", "", 0, "dc2", "near", NoStreamRule},
-		{"rule is off", 6, "10.1.0.10:5", "10.2.0.10:5000", "", 0, "dc2", "near", RuleOff},
-		{"remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", NoDialRule, "dc2", "near", NoDialRule},
-		{"not remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", BegunEarlier},
-		{"from there", 6, "10.2.0.10:5", "10.1.0.10:4000", "", 0, "dc2", "far", BegunThere},
-		{"a service's address", 6, "10.1.0.10:5", "10.2.0.80:80", "", 0, "dc2", "near", Mobile},
-		{"a workload that has moved", 6, "10.1.0.10:5", "10.1.0.50:80", "dc2", 0, "dc2", "near", Mobile},
-		{"a workload that has not", 6, "10.1.0.10:5", "10.1.0.50:80", "", 0, "", "", 0},
-		{"plain WireGuard", 6, "10.1.0.10:5", "10.9.0.1:22", "", 0, "wg", "near", NotAgent},
-		{"from plain WireGuard", 6, "10.9.0.1:5", "10.1.0.10:22", "", 0, "wg", "far", NotAgent},
-		{"not ours", 6, "10.1.0.10:5", "192.0.2.1:443", "", 0, "", "", 0},
+		{"a datagram", 17, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", NotTCP, "", 0},
+		{"no rule", 6, "10.1.0.10:5", "10.2.0.10:80", "", 0, "dc2", "near", NoStreamRule, "", 0},
+		{"rule is off", 6, "10.1.0.10:5", "10.2.0.10:5000", "", 0, "dc2", "near", RuleOff, "", 0},
+		{"remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", NoDialRule, "dc2", "near", NoDialRule, "", 0},
+		{"not remembered", 6, "10.1.0.10:5", "10.2.0.10:4000", "", 0, "dc2", "near", BegunEarlier, "", 0},
+		{"from there", 6, "10.2.0.10:5", "10.1.0.10:4000", "", 0, "dc2", "far", BegunThere, "", 0},
+		{"a service's address", 6, "10.1.0.10:5", "10.2.0.80:80", "", 0, "dc2", "near", Mobile, "", 0},
+		{"a workload that has moved", 6, "10.1.0.10:5", "10.1.0.50:80", "dc2", 0, "dc2", "near", Mobile, "", config.MarkAnchored},
+		{"a workload that came", 6, "192.0.2.1:5", "10.1.0.50:80", "dc2", 0, "dc2", "far", Mobile, "", 0},
+		{"a service here, its workload there", 6, "192.0.2.1:5", "10.1.0.80:80", "", 0, "dc2", "near", NoStreamRule, "10.2.0.10:80", 0},
+		{"a workload that has not", 6, "10.1.0.10:5", "10.1.0.50:80", "", 0, "", "", 0, "", 0},
+		{"plain WireGuard", 6, "10.1.0.10:5", "10.9.0.1:22", "", 0, "wg", "near", NotAgent, "", 0},
+		{"from plain WireGuard", 6, "10.9.0.1:5", "10.1.0.10:22", "", 0, "wg", "far", NotAgent, "", 0},
+		{"not ours", 6, "10.1.0.10:5", "192.0.2.1:443", "", 0, "", "", 0, "", 0},
 	} {
-		f, ok := pol.packetFlow(Tracked{Proto: c.proto, Src: netip.MustParseAddrPort(c.src), Dst: netip.MustParseAddrPort(c.dst), BytesOut: 7, BytesIn: 9}, c.bound, c.why)
+		at := netip.MustParseAddrPort(cmp.Or(c.at, c.dst))
+		f, ok := pol.packetFlow(Tracked{Proto: c.proto, Src: netip.MustParseAddrPort(c.src), Dst: netip.MustParseAddrPort(c.dst), At: at, Mark: c.mark, BytesOut: 7, BytesIn: 9}, c.bound, c.why, pol.site)
 		if ok != (c.peer != "") {
 			t.Errorf("%s: crosses %v", c.name, ok)
 			continue

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"stitch/tunnel/config"
@@ -35,9 +34,6 @@ const (
 	// should take: the peer acknowledges within ackWithin, so rtoMin is enough.
 	rtoMin    = 50 * time.Millisecond
 	ackWithin = 10 * time.Millisecond
-	// ctLastACK is the first of conntrack's TCP states in which a connection has
-	// ended (TCP_CONNTRACK_LAST_ACK).
-	ctLastACK = 6
 )
 
 // localKeepAlive ends connections whose host has vanished without a word,
@@ -174,33 +170,6 @@ func (Linux) Own(a netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// Tracked implements Net.
-func (Linux) Tracked() ([]Tracked, error) {
-	var out []Tracked
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // it changes all the time
-			return out, err
-		}
-		for _, f := range flows {
-			if tcp, ok := f.ProtoInfo.(*netlink.ProtoInfoTCP); ok && tcp.State >= ctLastACK {
-				continue
-			}
-			out = append(out, Tracked{
-				Proto: f.Forward.Protocol, Src: endpoint(f.Forward.SrcIP, f.Forward.SrcPort), Dst: endpoint(f.Forward.DstIP, f.Forward.DstPort),
-				Mark: f.Mark, BytesOut: f.Forward.Bytes, BytesIn: f.Reverse.Bytes,
-			})
-		}
-	}
-	return out, nil
-}
-
-// endpoint is netip's form of an address and a port.
-func endpoint(ip net.IP, port uint16) netip.AddrPort {
-	a, _ := netip.AddrFromSlice(ip)
-	return netip.AddrPortFrom(a.Unmap(), port)
 }
 
 // Descriptors implements Net. The Go runtime has raised the soft limit to the

@@ -42,9 +42,11 @@ type Net interface {
 	Pass(l Link, packet []byte) error
 	// Own reports whether a is an address of this host.
 	Own(a netip.Addr) bool
-	// Tracked lists the connections that the kernel tracks (conntrack), those
-	// that have ended left out.
-	Tracked() ([]Tracked, error)
+	// Tracked calls f for each connection that the kernel tracks (conntrack),
+	// those that have ended left out, until it returns false.
+	Tracked(f func(Tracked) bool) error
+	// Via names the device by which this host reaches a; "" if none is known.
+	Via(a netip.Addr) string
 	// Descriptors makes room for n open descriptors in this process if it can,
 	// and returns for how many there is room.
 	Descriptors(n int) int
@@ -56,6 +58,8 @@ type Tracked struct {
 	// has none.
 	Proto    uint8
 	Src, Dst netip.AddrPort
+	// At is Dst, or what NAT made of it.
+	At netip.AddrPort
 	// Mark is its connection mark.
 	Mark uint32
 	// BytesOut went from Src to Dst, BytesIn back; 0 if the kernel does not

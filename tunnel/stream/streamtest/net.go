@@ -252,7 +252,10 @@ func (n *Net) Pass(_ stream.Link, packet []byte) error {
 func (n *Net) Own(a netip.Addr) bool { return a == n.own }
 
 // Tracked implements stream.Net: nothing is tracked here.
-func (n *Net) Tracked() ([]stream.Tracked, error) { return nil, nil }
+func (n *Net) Tracked(func(stream.Tracked) bool) error { return nil }
+
+// Via implements stream.Net.
+func (n *Net) Via(netip.Addr) string { return "" }
 
 // Descriptors implements stream.Net: there are always enough.
 func (n *Net) Descriptors(want int) int { return want }
