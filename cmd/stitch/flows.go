@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,8 +21,8 @@ func flowsCommand() *cli.Command {
 		Usage:     "list the connections that cross the links, and why some are not optimised",
 		ArgsUsage: "[CONFIG]",
 		Description: "A connection is carried as a stream (full: matched and compressed, compress,\n" +
-			"accelerate: as it is), or as packets; then a number says why, and below the table\n" +
-			"stands what the numbers mean and what can be done. What hosts of a stretched\n" +
+			"accelerate: as it is), or as packets. What is not optimised has a number that says\n" +
+			"why; below the table stands what the numbers mean and what can be done. What hosts of a stretched\n" +
 			"segment send each other is frames and not listed. Bytes of packets are shown if\n" +
 			"the kernel counts them (sysctl net.netfilter.nf_conntrack_acct=1).\n\n" +
 			"Examples:\n" +
@@ -72,17 +73,21 @@ type flowList struct {
 
 // flowView is what is printed of a stream.Flow.
 type flowView struct {
-	Peer    string `json:"peer"`
-	Proto   int    `json:"proto"`
-	Src     string `json:"src"`
-	Dst     string `json:"dst"`
-	Side    string `json:"side"`
-	Carried string `json:"carried"`
-	Reason  int    `json:"reason"`
-	Out     int64  `json:"bytes_out"`
-	In      int64  `json:"bytes_in"`
-	WireOut int64  `json:"wire_out"`
-	WireIn  int64  `json:"wire_in"`
+	Peer      string  `json:"peer"`
+	Proto     int     `json:"proto"`
+	Src       string  `json:"src"`
+	Dst       string  `json:"dst"`
+	Side      string  `json:"side"`
+	Carried   string  `json:"carried"`
+	Reason    int     `json:"reason"`
+	Out       int64   `json:"bytes_out"`
+	In        int64   `json:"bytes_in"`
+	WireOut   int64   `json:"wire_out"`
+	WireIn    int64   `json:"wire_in"`
+	Domain    string  `json:"domain"`
+	Handshake string  `json:"handshake"`
+	State     string  `json:"state"`
+	Age       float64 `json:"age_s"`
 }
 
 // printFlows writes a list for people.
@@ -95,24 +100,28 @@ func printFlows(w io.Writer, list *flowList) error {
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	used := make(map[int]int)
-	row("PEER", "PROTO", "FROM", "TO", "BEGUN", "CARRIED AS", "BYTES", "ON THE LINK", "REASON")
+	row("PEER", "PROTO", "FROM", "TO", "BEGUN", "CARRIED AS", "BYTES", "ON THE LINK", "REASON", "DOMAIN", "HANDSHAKE", "STATE", "AGE")
+	streams := 0
 	for _, f := range list.Flows {
-		bytes, wire, reason := "-", "-", "-"
+		bytes, wire, reason, age := "-", "-", "-", "-"
 		if f.Out+f.In > 0 {
 			bytes = size(f.Out + f.In)
 		}
-		if f.Reason == 0 {
+		if f.Carried != "packets" {
 			wire = size(f.WireOut + f.WireIn)
-		} else {
+			streams++
+			age = seconds(f.Age)
+		}
+		if f.Reason != 0 {
 			reason = fmt.Sprint(f.Reason)
 		}
 		used[f.Reason]++
-		row(f.Peer, protocol(f.Proto), f.Src, f.Dst, map[string]string{"near": "here", "far": "there"}[f.Side], f.Carried, bytes, wire, reason)
+		row(f.Peer, protocol(f.Proto), f.Src, f.Dst, map[string]string{"near": "here", "far": "there"}[f.Side], f.Carried, bytes, wire, reason, cmp.Or(f.Domain, "-"), cmp.Or(f.Handshake, "-"), cmp.Or(f.State, "-"), age)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\n%d connections as streams, %d as packets", used[0], len(list.Flows)-used[0])
+	fmt.Fprintf(w, "\n%d connections as streams, %d as packets", streams, len(list.Flows)-streams)
 	if list.Omitted > 0 {
 		fmt.Fprintf(w, ", %d not shown", list.Omitted)
 	}

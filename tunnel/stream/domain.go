@@ -306,7 +306,7 @@ func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, windo
 	for range warm + 1 {
 		pc, err := d.take(ctx)
 		if err != nil {
-			return nil, 0, Unable
+			return nil, 0, unreached
 		}
 		window, kind, dialling, err := requestOpen(pc, t, m)
 		if err == nil && kind == 0 {
@@ -325,7 +325,7 @@ func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, windo
 			break
 		}
 	}
-	return nil, 0, Unable
+	return nil, 0, unreached
 }
 
 // relay carries a stream to its end and accounts for it.

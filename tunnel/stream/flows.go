@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"stitch/tunnel/config"
 )
@@ -13,7 +14,7 @@ import (
 const maxTracked = 1 << 17
 
 // Reason says why a connection across a link is carried as packets and not as a
-// stream. The numbers are part of what `stitch flows` shows: they keep their
+// stream, or as a stream whose bytes stay as they are. The numbers are part of what `stitch flows` shows: they keep their
 // meaning.
 type Reason int
 
@@ -32,6 +33,9 @@ const (
 	PeerFailed
 	NotAgent
 	BegunEarlier
+	FromEdge
+	Encrypted
+	RuleAccelerates
 )
 
 // Explanation is what a Reason means and what can be done about it.
@@ -56,7 +60,10 @@ func Reasons() []Explanation {
 		{OtherDomain, "the [[dial]] rule at the peer names another domain than the [[stream]] rule here", "write the same domain in both files"},
 		{PeerFailed, "the peer could not open a stream when it began", "look at the peer's log and at its number of streams (`stitch status --json`)"},
 		{NotAgent, "the peer is plain WireGuard without a stream process", "install stitch there if its connections are to be optimised"},
-		{BegunEarlier, "a rule covers it, but it began before this stream process, or its reason is over two minutes old", "nothing: later connections are optimised; a long one can be closed and opened anew"},
+		{BegunEarlier, "a rule covers it, but it began before this stream process, or its reason is no longer known", "nothing: later connections are optimised; a long one can be closed and opened anew"},
+		{FromEdge, "it begins on this edge host itself: only what is forwarded is split", "nothing, or begin it at another host of the site"},
+		{Encrypted, "what is sent from here is TLS or SSH, which neither repeats nor compresses: only its TCP is accelerated", "nothing: what is encrypted is never opened"},
+		{RuleAccelerates, "its [[stream]] rule says optimize = \"accelerate\": only its TCP is accelerated", "write \"full\" or \"compress\" if that was not intended"},
 	}
 }
 
@@ -69,8 +76,8 @@ type Flow struct {
 	Dst   netip.AddrPort `json:"dst"`
 	// Side is "near" (it was begun here) or "far".
 	Side string `json:"side"`
-	// Carried is "full", "compress" or "accelerate" for a stream, or "packets",
-	// which then has a Reason.
+	// Carried is "full", "compress" or "accelerate" for a stream, or "packets".
+	// The last two have a Reason.
 	Carried string `json:"carried"`
 	Reason  Reason `json:"reason,omitempty"`
 	Domain  string `json:"domain,omitempty"`
@@ -80,6 +87,11 @@ type Flow struct {
 	BytesIn  int64 `json:"bytes_in"`
 	WireOut  int64 `json:"wire_out,omitempty"`
 	WireIn   int64 `json:"wire_in,omitempty"`
+	// Of streams: the age in seconds, "open", "half-closed", "closing" or "reset",
+	// and where it began whether that was "early" or "faithful".
+	Age       float64 `json:"age_s,omitempty"`
+	State     string  `json:"state,omitempty"`
+	Handshake string  `json:"handshake,omitempty"`
 }
 
 // FlowList is a list of flows.
@@ -101,7 +113,7 @@ func (p *Proxy) Flows(most int) FlowList {
 	for _, q := range p.peers {
 		list.Flows = append(list.Flows, q.flows(streams)...)
 	}
-	site, seen := p.routes(), 0
+	site, own, seen := p.routes(), once(p.cfg.Net.Own), 0
 	err := p.cfg.Net.Tracked(func(c Tracked) bool {
 		if seen++; seen > maxTracked {
 			list.Incomplete = fmt.Sprintf("the kernel tracks more than %d connections", maxTracked)
@@ -113,9 +125,12 @@ func (p *Proxy) Flows(most int) FlowList {
 			return true
 		}
 		p.mu.Lock()
-		why := p.table.Why(t)
+		why := p.passings.why[t]
 		p.mu.Unlock()
 		if f, ok := p.policy.packetFlow(c, p.linkPeer(c.Mark), why, site); ok {
+			if f.Side == "near" && (f.Reason == NoStreamRule || f.Reason == RuleOff || f.Reason == BegunEarlier) && own(c.Src.Addr()) {
+				f.Reason = FromEdge
+			}
 			list.Flows = append(list.Flows, f)
 		}
 		return true
@@ -124,12 +139,25 @@ func (p *Proxy) Flows(most int) FlowList {
 		list.Incomplete = "the kernel's list of connections: " + err.Error()
 	}
 	slices.SortStableFunc(list.Flows, func(a, b Flow) int {
-		return cmp.Or(cmp.Compare(min(a.Reason, 1), min(b.Reason, 1)), cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut))
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(b.BytesIn+b.BytesOut, a.BytesIn+a.BytesOut))
 	})
 	if extra := len(list.Flows) - most; extra > 0 {
 		list.Flows, list.Omitted = list.Flows[:most], extra
 	}
 	return list
+}
+
+// once returns f, which asks only once for each address.
+func once(f func(netip.Addr) bool) func(netip.Addr) bool {
+	known := make(map[netip.Addr]bool)
+	return func(a netip.Addr) bool {
+		yes, asked := known[a]
+		if !asked {
+			yes = f(a)
+			known[a] = yes
+		}
+		return yes
+	}
 }
 
 // routes returns a function that says to which peer the kernel routes an
@@ -150,6 +178,14 @@ func (p *Proxy) routes() func(netip.Addr) (peer string, stock bool) {
 		}
 		return peer, false
 	}
+}
+
+// rank puts streams before packets.
+func (f *Flow) rank() int {
+	if f.Carried == "packets" {
+		return 1
+	}
+	return 0
 }
 
 // linkPeer is the peer whose link a connection is bound to by its mark; "": none.
@@ -229,13 +265,65 @@ func (q *peer) flows(streams map[tuple]bool) (out []Flow) {
 	return out
 }
 
+// flow describes the stream.
 func (r *relay) flow(peer string) Flow {
-	side := "far"
-	if r.near {
-		side = "near"
-	}
-	return Flow{
-		Peer: peer, Proto: protoTCP, Src: r.src, Dst: r.dst, Side: side, Carried: r.mode.String(), Domain: r.pc.domain.name,
+	f := Flow{
+		Peer: peer, Proto: protoTCP, Src: r.src, Dst: r.dst, Side: "far", Carried: r.mode.String(), Domain: r.pc.domain.name,
 		BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load()), WireOut: r.pc.out.written.Load(), WireIn: r.pc.read.Load(),
+		Age: time.Since(r.began).Seconds(), State: r.stage(),
 	}
+	switch {
+	case r.mode == modeAccelerate:
+		f.Reason = RuleAccelerates
+	case r.opaque.Load():
+		f.Carried, f.Reason = modeAccelerate.String(), Encrypted
+	}
+	if r.near {
+		f.Side, f.Handshake = "near", "faithful"
+		if rule, _ := r.pc.domain.q.p.policy.covers(r.dst); rule.Handshake == config.Early {
+			f.Handshake = "early"
+		}
+	}
+	return f
+}
+
+// stage is how far the stream's end has come.
+func (r *relay) stage() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.rst || r.over && !r.clean:
+		return "reset"
+	case r.over || r.finSent && r.finSeen:
+		return "closing"
+	case r.finSent || r.finSeen:
+		return "half-closed"
+	}
+	return "open"
+}
+
+// passings remembers why the latest maxKnown SYNs were passed: for longer than
+// the SYNs themselves, since a connection may live for days. Not safe for
+// concurrent use.
+type passings struct {
+	why  map[tuple]Reason
+	ring []tuple
+	next int
+}
+
+// note takes a SYN that is passed.
+func (p *passings) note(t tuple, why Reason) {
+	if p.why == nil {
+		p.why = make(map[tuple]Reason)
+	}
+	if _, known := p.why[t]; !known {
+		if len(p.ring) < maxKnown {
+			p.ring = append(p.ring, t)
+		} else {
+			delete(p.why, p.ring[p.next])
+			p.ring[p.next] = t
+			p.next = (p.next + 1) % maxKnown
+		}
+	}
+	p.why[t] = why
 }

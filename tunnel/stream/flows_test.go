@@ -15,7 +15,7 @@ func TestReasonsAreNumbered(t *testing.T) {
 			t.Errorf("entry %d: %+v", i, r)
 		}
 	}
-	if last := all[len(all)-1].Reason; last != BegunEarlier {
+	if last := all[len(all)-1].Reason; last != RuleAccelerates {
 		t.Errorf("the last one explained is %d", last)
 	}
 }
@@ -73,5 +73,21 @@ func TestPacketFlow(t *testing.T) {
 		if out := map[string]int64{"near": 7, "far": 9}[f.Side]; ok && (f.BytesOut != out || f.BytesIn != 16-out) {
 			t.Errorf("%s: %d bytes out, %d in", c.name, f.BytesOut, f.BytesIn)
 		}
+	}
+}
+
+// TestPassings: why the latest SYNs were passed is known, and no more than the
+// bound.
+func TestPassings(t *testing.T) {
+	var p passings
+	at := func(i int) tuple {
+		return tuple{src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1)}
+	}
+	for i := range 3 * maxKnown {
+		p.note(at(i), PeerFailed)
+		p.note(at(i), NoDialRule)
+	}
+	if len(p.why) != maxKnown || p.why[at(3*maxKnown-1)] != NoDialRule || p.why[at(2*maxKnown)] != NoDialRule || p.why[at(2*maxKnown-1)] != 0 {
+		t.Errorf("%d known", len(p.why))
 	}
 }

@@ -270,6 +270,9 @@ const (
 	// Mismatch: the far agent's dial rule names another domain than the
 	// connection's. The SYN is passed on as a packet.
 	Mismatch Refusal = 8
+	// unreached: this side got no answer. Never on the wire. The SYN is passed
+	// on as a packet.
+	unreached Refusal = 255
 )
 
 // String returns the word used in logs and in Stats.

@@ -67,6 +67,7 @@ type Proxy struct {
 
 	mu        sync.Mutex
 	table     *holdTable[*opened]
+	passings  passings
 	device    netdev.Device
 	malformed uint64
 	stray     uint64
@@ -244,6 +245,9 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	o := p.planned(rule)
 	p.mu.Lock()
 	v, stale, unused := p.table.SYN(s, packet, time.Now())
+	if v == verdictPass {
+		p.passings.note(s.tuple, p.table.Why(s.tuple))
+	}
 	p.mu.Unlock()
 	if unused {
 		stale.drop()
@@ -319,6 +323,8 @@ func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 		p.passHeld(o.domain, t, OtherDomain)
 	case Unable:
 		p.passHeld(o.domain, t, PeerFailed)
+	case unreached:
+		p.passHeld(o.domain, t, PeerUnreachable)
 	default:
 		p.mu.Lock()
 		s, packet, ok := p.table.Refused(t)
@@ -348,6 +354,7 @@ func (p *Proxy) release(t tuple, o *opened) {
 func (p *Proxy) passHeld(d *domain, t tuple, why Reason) {
 	p.mu.Lock()
 	packet, ok := p.table.Passed(t, why, time.Now())
+	p.passings.note(t, why)
 	p.mu.Unlock()
 	if ok {
 		p.pass(d, packet)

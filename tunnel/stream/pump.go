@@ -104,6 +104,7 @@ func (r *relay) forward(room uint64) error {
 	r.sent.Add(uint64(n))
 	if r.sniff.Opaque(data[:n]) {
 		r.enc.Opaque()
+		r.opaque.Store(true)
 	}
 	work := r.enc.Match(data[:n])
 	if err := r.settle(); err != nil {

@@ -49,6 +49,7 @@ type relay struct {
 	tuple
 	near  bool
 	mode  mode
+	began time.Time
 	local Conn
 	pc    *peerConn
 	enc   *block.Encoder
@@ -63,9 +64,10 @@ type relay struct {
 
 	// of pump
 	sniff   sniffer
-	beside  bool       // a block is being sent beside
-	outcome chan error // its outcome
-	link    linkRate   // of transmit
+	opaque  atomic.Bool // for others: sniff has seen it
+	beside  bool        // a block is being sent beside
+	outcome chan error  // its outcome
+	link    linkRate    // of transmit
 
 	sent, received atomic.Uint64 // original bytes from, for the local host
 	closed         chan struct{} // reset or finished
@@ -98,7 +100,7 @@ type relay struct {
 
 func newRelay(t tuple, near bool, local Conn, pc *peerConn, m mode, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
 	r := &relay{
-		tuple: t, near: near, mode: m, local: local, pc: pc, bufs: bufs, spawn: spawn,
+		tuple: t, near: near, mode: m, began: time.Now(), local: local, pc: pc, bufs: bufs, spawn: spawn,
 		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1), outcome: make(chan error, 1),
 		sendMax: sendMax, grant: newCredit(time.Now()),
 	}

@@ -1,0 +1,52 @@
+package stream_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"stitch/tunnel/stream"
+)
+
+// TestFlowsOfStreams: a stream says at either end how it is carried, how it
+// began, and how far it has come.
+func TestFlowsOfStreams(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		near := func(port uint16) (f stream.Flow) {
+			for _, f := range w.a.proxy.Flows(100).Flows {
+				if f.Dst.Port() == port {
+					return f
+				}
+			}
+			return f
+		}
+		for _, c := range []struct {
+			port                     uint16
+			send, carried, handshake string
+			reason                   stream.Reason
+		}{
+			{4000, "hello", "full", "faithful", 0},
+			{5000, "hello", "full", "early", 0},
+			{6100, "hello", "compress", "faithful", 0},
+			{6200, "hello", "accelerate", "faithful", stream.RuleAccelerates},
+			{4001, "SSH-2.0-x\r\n", "accelerate", "faithful", stream.Encrypted},
+		} {
+			a, _ := w.split(c.port)
+			a.Write([]byte(c.send))
+			time.Sleep(time.Second)
+			f := near(c.port)
+			if f.Carried != c.carried || f.Reason != c.reason || f.Handshake != c.handshake || f.State != "open" ||
+				f.BytesOut != int64(len(c.send)) || f.WireOut == 0 || f.Age < 0.5 || f.Side != "near" || f.Peer != "dc2" {
+				t.Errorf("port %d: %+v", c.port, f)
+			}
+			a.CloseWrite()
+			synctest.Wait()
+			if f := near(c.port); f.State != "half-closed" {
+				t.Errorf("port %d, after one end: %+v", c.port, f)
+			}
+		}
+		if l := w.b.proxy.Flows(100); len(l.Flows) != 5 || l.Flows[0].Side != "far" || l.Flows[0].Handshake != "" {
+			t.Errorf("the other site: %+v", l)
+		}
+	})
+}
