@@ -1,6 +1,8 @@
 package stream_test
 
 import (
+	"maps"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,6 +49,43 @@ func TestFlowsOfStreams(t *testing.T) {
 		}
 		if l := w.b.proxy.Flows(100); len(l.Flows) != 5 || l.Flows[0].Side != "far" || l.Flows[0].Handshake != "" {
 			t.Errorf("the other site: %+v", l)
+		}
+	})
+}
+
+// TestFlowsOfPackets: why a SYN was passed is known long after it; what the
+// kernel routes elsewhere is not listed.
+func TestFlowsOfPackets(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		w.a.net.Routes = map[netip.Addr]string{server: "st-dc2"}
+		forward := func(src netip.AddrPort, to netip.AddrPort) {
+			w.a.net.Forwarded = append(w.a.net.Forwarded, stream.Tracked{Proto: 6, Src: src, Dst: to, At: to})
+		}
+		passed := func(port uint16) {
+			dst := netip.AddrPortFrom(server, port)
+			w.fabric.Serve(dst)
+			if _, _, err := w.connect(dst); err != nil {
+				t.Fatal(err)
+			}
+			forward(netip.AddrPortFrom(client, w.nextSrc), dst)
+		}
+		passed(7000)
+		passed(6400)
+		w.b.kill()
+		time.Sleep(10 * time.Second)
+		passed(4002)
+		w.b.start()
+		time.Sleep(10 * time.Minute)
+		forward(netip.AddrPortFrom(edge1, 5), netip.AddrPortFrom(server, 4003))
+		forward(netip.AddrPortFrom(client, 5), netip.AddrPortFrom(server, 4004))
+		forward(netip.AddrPortFrom(client, 5), netip.AddrPortFrom(edge2, 4005)) // the peer's subnet, but no route to it
+		got := map[uint16]stream.Reason{}
+		for _, f := range w.a.proxy.Flows(100).Flows {
+			got[f.Dst.Port()] = f.Reason
+		}
+		want := map[uint16]stream.Reason{7000: stream.NoDialRule, 6400: stream.OtherDomain, 4002: stream.PeerUnreachable, 4003: stream.FromEdge, 4004: stream.BegunEarlier}
+		if !maps.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
 		}
 	})
 }

@@ -2,7 +2,10 @@ package stream
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 
 	"stitch/tunnel/config"
@@ -13,6 +16,15 @@ func TestReasonsAreNumbered(t *testing.T) {
 	for i, r := range all {
 		if int(r.Reason) != i+1 || r.Why == "" || r.Advice == "" {
 			t.Errorf("entry %d: %+v", i, r)
+		}
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if row := fmt.Sprintf("\n| %d | %s | %s |\n", r.Reason, r.Why, r.Advice); !strings.Contains(string(readme), row) {
+			t.Errorf("the README does not have %s", row)
 		}
 	}
 	if last := all[len(all)-1].Reason; last != RuleAccelerates {

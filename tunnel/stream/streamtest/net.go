@@ -121,6 +121,11 @@ func (f *Fabric) connect(ctx context.Context, src, dst netip.AddrPort) (*Conn, e
 // Net is one site's kernel as one stream process sees it. It implements
 // stream.Net.
 type Net struct {
+	// Forwarded is what the kernel is said to track, Routes by which device it
+	// reaches an address. Not to be changed while Flows runs.
+	Forwarded []stream.Tracked
+	Routes    map[netip.Addr]string
+
 	f   *Fabric
 	own netip.Addr
 
@@ -251,11 +256,18 @@ func (n *Net) Pass(_ stream.Link, packet []byte) error {
 // Own implements stream.Net.
 func (n *Net) Own(a netip.Addr) bool { return a == n.own }
 
-// Tracked implements stream.Net: nothing is tracked here.
-func (n *Net) Tracked(func(stream.Tracked) bool) error { return nil }
+// Tracked implements stream.Net with Forwarded.
+func (n *Net) Tracked(f func(stream.Tracked) bool) error {
+	for _, t := range n.Forwarded {
+		if !f(t) {
+			break
+		}
+	}
+	return nil
+}
 
-// Via implements stream.Net.
-func (n *Net) Via(netip.Addr) string { return "" }
+// Via implements stream.Net with Routes.
+func (n *Net) Via(a netip.Addr) string { return n.Routes[a] }
 
 // Descriptors implements stream.Net: there are always enough.
 func (n *Net) Descriptors(want int) int { return want }
