@@ -23,6 +23,10 @@ const (
 	// it: with more, a sender that measures its socket's rate sees our buffer
 	// and not the path. It is a full block and a good LAN's round trip.
 	localReceive = 512 << 10
+	// peerReceive is what the kernel may take from the peer before we read it,
+	// from the start: the kernel's own growth of it stalls while a lost segment
+	// holds up the ones behind it. Our credit bounds what is really there.
+	peerReceive = 16 << 20
 	// notSentLow keeps what the path cannot take yet out of the kernel.
 	notSentLow = 256 << 10
 	// peerTimeout is how long an inter-agent connection outlives silence; with
@@ -268,6 +272,7 @@ func peerOptions(fd int) error {
 		}
 	}
 	return cmpErr(
+		wrap("SO_RCVBUFFORCE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, peerReceive)),
 		wrap("TCP_USER_TIMEOUT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(peerTimeout/time.Millisecond))),
 		wrap("TCP_NOTSENT_LOWAT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLow)))
 }
