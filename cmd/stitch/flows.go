@@ -22,17 +22,14 @@ func flowsCommand() *cli.Command {
 		ArgsUsage: "[CONFIG]",
 		Description: "A connection is carried as a stream (full: matched and compressed, compress,\n" +
 			"accelerate: as it is), or as packets. What is not optimised has a number that says\n" +
-			"why; below the table stands what the numbers mean and what can be done. What hosts of a stretched\n" +
-			"segment send each other is frames and not listed. Bytes of packets are shown if\n" +
-			"the kernel counts them (sysctl net.netfilter.nf_conntrack_acct=1).\n\n" +
+			"why; below the table stands what the numbers mean and what can be done. What\n" +
+			"hosts of a stretched segment send each other is frames and not listed. Bytes of\n" +
+			"packets are shown if the kernel counts them (sysctl\n" +
+			"net.netfilter.nf_conntrack_acct=1).\n\n" +
 			"Examples:\n" +
 			"  sudo stitch flows\n" +
 			"  sudo stitch flows --json --site dc1",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "json", Usage: "print the list as JSON"},
-			&cli.StringFlag{Name: "site", Usage: "ask the agent of `SITE` in " + runRoot},
-			&cli.StringFlag{Name: "run-dir", Usage: "ask the agent whose run_dir is `DIR`"},
-		},
+		Flags: append(whichAgent(), &cli.BoolFlag{Name: "json", Usage: "print the list as JSON"}),
 		Action: func(c *cli.Context) error {
 			dir, err := statusDir(c)
 			if err != nil {
@@ -50,9 +47,7 @@ func flowsCommand() *cli.Command {
 				return fmt.Errorf("not a list of connections: %w", err)
 			}
 			if c.Bool("json") {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				return enc.Encode(answer)
+				return printJSON(c.App.Writer, answer)
 			}
 			return printFlows(c.App.Writer, &list)
 		},

@@ -166,9 +166,7 @@ func labStatusCommand() *cli.Command {
 			}
 			st := l.Status(c.Context)
 			if c.Bool("json") {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
+				return printJSON(c.App.Writer, st)
 			}
 			return printLab(c.App.Writer, st)
 		},

@@ -27,12 +27,10 @@ func seedCommand() *cli.Command {
 			"Examples:\n" +
 			"  sudo stitch seed /var/lib/images/debian-12.raw\n" +
 			"  sudo stitch seed --domain migration --peer dc2 *.img",
-		Flags: []cli.Flag{
+		Flags: append(whichAgent(),
 			&cli.StringFlag{Name: "domain", Usage: "seed the history of `DOMAIN`; needed if there are several"},
 			&cli.StringFlag{Name: "peer", Usage: "that is shared with `PEER`; needed if there are several"},
-			&cli.StringFlag{Name: "site", Usage: "ask the agent of `SITE` in " + runRoot},
-			&cli.StringFlag{Name: "run-dir", Usage: "ask the agent whose run_dir is `DIR`"},
-		},
+		),
 		Action: seed,
 	}
 }

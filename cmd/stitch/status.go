@@ -29,11 +29,7 @@ func statusCommand() *cli.Command {
 			"Examples:\n" +
 			"  sudo stitch status\n" +
 			"  sudo stitch status --json --site dc1",
-		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "json", Usage: "print the whole status as JSON"},
-			&cli.StringFlag{Name: "site", Usage: "ask the agent of `SITE` in " + runRoot},
-			&cli.StringFlag{Name: "run-dir", Usage: "ask the agent whose run_dir is `DIR`"},
-		},
+		Flags: append(whichAgent(), &cli.BoolFlag{Name: "json", Usage: "print the whole status as JSON"}),
 		Action: func(c *cli.Context) error {
 			dir, err := statusDir(c)
 			if err != nil {
@@ -47,13 +43,26 @@ func statusCommand() *cli.Command {
 				return err
 			}
 			if c.Bool("json") {
-				enc := json.NewEncoder(c.App.Writer)
-				enc.SetIndent("", "  ")
-				return enc.Encode(st)
+				return printJSON(c.App.Writer, st)
 			}
 			return printStatus(c.App.Writer, st)
 		},
 	}
+}
+
+// whichAgent are the flags that say which agent of this machine is meant; see agentDir.
+func whichAgent() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "site", Usage: "ask the agent of `SITE` in " + runRoot},
+		&cli.StringFlag{Name: "run-dir", Usage: "ask the agent whose run_dir is `DIR`"},
+	}
+}
+
+// printJSON writes v for programs, and for people who look at it.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 // statusDir returns the run directory of the agent meant.

@@ -13,6 +13,8 @@ import (
 	"os/exec"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"stitch/tunnel/lab"
 )
 
@@ -183,15 +185,18 @@ func (r *Report) carry(ctx context.Context, cfg Config, h *hosts, s *sources, c 
 		if err != nil {
 			return err
 		}
-		var busy chan delays
+		var busy delays
+		var probe errgroup.Group
 		if data == Random {
-			busy = make(chan delays, 1)
-			go func() {
-				d, _ := h.latency(ctx, c.congestion, cfg.Length) // none is shown as none
-				busy <- d
-			}()
+			probe.Go(func() (err error) {
+				busy, err = h.latency(ctx, c.congestion, cfg.Length)
+				return err
+			})
 		}
 		t, err := h.transfer(ctx, c.congestion, s.open(data), 3*cfg.Length)
+		if errProbe := probe.Wait(); errProbe != nil && err == nil {
+			err = fmt.Errorf("round trips beside %s data: %w", data, errProbe)
+		}
 		if err != nil {
 			return err
 		}
@@ -201,8 +206,8 @@ func (r *Report) carry(ctx context.Context, cfg Config, h *hosts, s *sources, c 
 		}
 		t.Carrier, t.Data, t.WAN = c.name, data, after.Bytes()-before.Bytes()
 		r.Transfers = append(r.Transfers, t)
-		if busy != nil {
-			r.Latencies = append(r.Latencies, (<-busy).of(c.name, true))
+		if data == Random {
+			r.Latencies = append(r.Latencies, busy.of(c.name, true))
 		}
 	}
 	return nil

@@ -14,8 +14,8 @@ import (
 const maxTracked = 1 << 17
 
 // Reason says why a connection across a link is carried as packets and not as a
-// stream, or as a stream whose bytes stay as they are. The numbers are part of what `stitch flows` shows: they keep their
-// meaning.
+// stream, or as a stream whose bytes stay as they are. The numbers are part of
+// what `stitch flows` shows: they keep their meaning.
 type Reason int
 
 // The reasons; Reasons explains them.

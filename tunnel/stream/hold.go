@@ -36,7 +36,8 @@ const (
 	verdictOpen     verdict = iota // new: ask the far agent
 	verdictAbsorb                  // a repetition of one that waits
 	verdictReinject                // answered already: let the kernel have it
-	verdictPass                    // passed before, or too many wait: pass it
+	verdictPass                    // passed before: pass again
+	verdictCrowded                 // too many wait: pass it too
 )
 
 // holdEntry is one tuple. S is what is ready for it.
@@ -45,7 +46,6 @@ type holdEntry[S any] struct {
 	state   holdState
 	packet  []byte
 	stream  S
-	why     Reason // of passed
 	expires time.Time
 	place   *list.Element // in holdTable.known, unless held
 }
@@ -90,8 +90,8 @@ func (t *holdTable[S]) SYN(s syn, packet []byte, now time.Time) (v verdict, stal
 	t.entries[s.tuple] = &holdEntry[S]{syn: s}
 	if crowded {
 		t.crowded++
-		t.settle(s.tuple, passed, now.Add(passLife)).why = TooManyHeld
-		return verdictPass, stale, wasReady
+		t.settle(s.tuple, passed, now.Add(passLife))
+		return verdictCrowded, stale, wasReady
 	}
 	t.entries[s.tuple].packet = append([]byte(nil), packet...)
 	return verdictOpen, stale, wasReady
@@ -110,13 +110,12 @@ func (t *holdTable[S]) Opened(k tuple, stream S, now time.Time) (packet []byte, 
 	return packet, true
 }
 
-// Passed says that the SYN is carried as a packet, which it returns, and why.
-func (t *holdTable[S]) Passed(k tuple, why Reason, now time.Time) (packet []byte, ok bool) {
+// Passed says that the SYN is carried as a packet, which it returns.
+func (t *holdTable[S]) Passed(k tuple, now time.Time) (packet []byte, ok bool) {
 	e := t.settle(k, passed, now.Add(passLife))
 	if e == nil {
 		return nil, false
 	}
-	e.why = why
 	packet, e.packet = e.packet, nil
 	return packet, true
 }
@@ -129,15 +128,6 @@ func (t *holdTable[S]) Refused(k tuple) (s syn, packet []byte, ok bool) {
 	}
 	t.forget(e)
 	return e.syn, e.packet, true
-}
-
-// Why returns why a connection is carried as packets, as long as that is
-// remembered, or 0.
-func (t *holdTable[S]) Why(k tuple) Reason {
-	if e := t.entries[k]; e != nil && e.state == passed {
-		return e.why
-	}
-	return 0
 }
 
 // Join returns the stream that is ready for an accepted connection.

@@ -50,7 +50,7 @@ func TestHoldLife(t *testing.T) {
 		t.Errorf("refused: %+v %q %v", got, p, ok)
 	}
 	want("after a refusal", t0.Add(5*time.Second), next, verdictOpen)
-	if p, ok := h.Passed(s.tuple, PeerUnreachable, t0.Add(5*time.Second)); !ok || string(p) != "packet" || h.Why(s.tuple) != PeerUnreachable {
+	if p, ok := h.Passed(s.tuple, t0.Add(5*time.Second)); !ok || string(p) != "packet" {
 		t.Errorf("passed: %q, %v", p, ok)
 	}
 	want("passed", t0.Add(60*time.Second), next, verdictPass)
@@ -82,20 +82,20 @@ func TestHoldBounds(t *testing.T) {
 	h := newHoldTable[int]()
 	for n := range maxHeld + 10 {
 		v, _, _ := h.SYN(numbered(n), nil, t0)
-		if want := map[bool]verdict{false: verdictOpen, true: verdictPass}[n >= maxHeld]; v != want {
+		if want := map[bool]verdict{false: verdictOpen, true: verdictCrowded}[n >= maxHeld]; v != want {
 			t.Fatalf("SYN %d: verdict %d", n, v)
 		}
 	}
 	if h.Held() != maxHeld || h.Crowded() != 10 {
 		t.Errorf("%d held, %d crowded out", h.Held(), h.Crowded())
 	}
-	if _, ok := h.Opened(numbered(maxHeld).tuple, 0, t0); ok || h.Why(numbered(maxHeld).tuple) != TooManyHeld {
+	if _, ok := h.Opened(numbered(maxHeld).tuple, 0, t0); ok {
 		t.Error("a stream was taken for a SYN that passed")
 	}
 	for n := range maxHeld {
 		h.Opened(numbered(n).tuple, n, t0)
 	}
-	if v, _, _ := h.SYN(numbered(maxHeld+10), nil, t0); v != verdictPass {
+	if v, _, _ := h.SYN(numbered(maxHeld+10), nil, t0); v != verdictCrowded {
 		t.Error("streams that wait for their client do not count")
 	}
 	if got := h.Expire(t0.Add(readyLife)); len(got) != maxHeld || len(h.entries) != 11 {
@@ -104,7 +104,7 @@ func TestHoldBounds(t *testing.T) {
 	h.Expire(t0.Add(passLife))
 	for n := range 3 * maxKnown {
 		h.SYN(numbered(n), nil, t0)
-		h.Passed(numbered(n).tuple, PeerFailed, t0)
+		h.Passed(numbered(n).tuple, t0)
 	}
 	if len(h.entries) != maxKnown || h.known.Len() != maxKnown {
 		t.Errorf("%d entries, %d known, want %d", len(h.entries), h.known.Len(), maxKnown)
@@ -138,7 +138,7 @@ func TestHoldRandom(t *testing.T) {
 				out[stream]++
 			}
 		case 4:
-			h.Passed(s.tuple, PeerFailed, now)
+			h.Passed(s.tuple, now)
 		case 5:
 			h.Refused(s.tuple)
 		}

@@ -245,8 +245,8 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	o := p.planned(rule)
 	p.mu.Lock()
 	v, stale, unused := p.table.SYN(s, packet, time.Now())
-	if v == verdictPass {
-		p.passings.note(s.tuple, p.table.Why(s.tuple))
+	if v == verdictCrowded {
+		p.passings.note(s.tuple, TooManyHeld)
 	}
 	p.mu.Unlock()
 	if unused {
@@ -255,7 +255,7 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	switch v {
 	case verdictReinject:
 		p.inject(packet)
-	case verdictPass:
+	case verdictPass, verdictCrowded:
 		p.pass(o.domain, packet)
 	case verdictOpen:
 		p.open(ctx, o, s.tuple, rule.Handshake == config.Early)
@@ -350,11 +350,13 @@ func (p *Proxy) release(t tuple, o *opened) {
 	p.inject(packet)
 }
 
-// passHeld carries a held SYN as a packet.
+// passHeld carries a held SYN as a packet, and remembers why.
 func (p *Proxy) passHeld(d *domain, t tuple, why Reason) {
 	p.mu.Lock()
-	packet, ok := p.table.Passed(t, why, time.Now())
-	p.passings.note(t, why)
+	packet, ok := p.table.Passed(t, time.Now())
+	if ok {
+		p.passings.note(t, why)
+	}
 	p.mu.Unlock()
 	if ok {
 		p.pass(d, packet)

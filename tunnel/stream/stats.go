@@ -18,8 +18,8 @@ type Stats struct {
 	Malformed  uint64 `json:"malformed"`
 	Stray      uint64 `json:"stray"`
 	// Open is the number of streams open now, Admitted that of those and of the
-	// ones being opened, of at most Max. Full counts the connections that were
-	// carried as packets because there were so many.
+	// ones being opened, of at most Max. Full counts how often there were
+	// too many for another one, of this site or of a peer.
 	Open     int    `json:"open"`
 	Admitted int    `json:"admitted"`
 	Max      int    `json:"max"`

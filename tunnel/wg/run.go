@@ -59,8 +59,9 @@ func (l *Link) run(ctx context.Context) {
 					l.train(now)
 				}
 			}
-			if mtu := config.TUNMTU(int(l.mux.inner.Load()), l.cfg.Stock); fit.due(mtu, l.count.dropTooBig.Load(), now) {
-				l.fitTUN(mtu, fit.why)
+			mtu := config.TUNMTU(int(l.mux.inner.Load()), l.cfg.Stock)
+			if why := fit.due(mtu, l.count.dropTooBig.Load(), now); why != "" {
+				l.fitTUN(mtu, why)
 			}
 			if l.currentState() != Up && l.probing.Load() && now.Sub(kicked) >= kickInterval {
 				kicked = now
@@ -288,22 +289,22 @@ type fitter struct {
 	mtu  int       // as set
 	drop uint64    // packets that were too big when it was
 	last time.Time // when that was
-	why  string
 }
 
-// due reports whether to set mtu: what the link carries has changed, or packets
-// came in that it does not carry, so somebody else has. A lower one is left to
-// whoever set it.
-func (f *fitter) due(mtu int, drop uint64, now time.Time) bool {
-	if mtu == f.mtu && (drop == f.drop || now.Sub(f.last) < fitInterval) {
-		return false
-	}
-	f.why = "what the link carries has changed"
-	if mtu == f.mtu {
-		f.why = "packets came in that the link does not carry"
+// due returns why to set mtu, "" if there is no reason to: what the link carries
+// has changed, or packets came in that it does not carry, so somebody else has. A
+// lower one is left to whoever set it.
+func (f *fitter) due(mtu int, drop uint64, now time.Time) (why string) {
+	switch {
+	case mtu != f.mtu:
+		why = "what the link carries has changed"
+	case drop != f.drop && now.Sub(f.last) >= fitInterval:
+		why = "packets came in that the link does not carry"
+	default:
+		return ""
 	}
 	f.mtu, f.drop, f.last = mtu, drop, now
-	return true
+	return why
 }
 
 // fitTUN sets the MTU of the TUN device. That is all there is to "packet too
