@@ -314,6 +314,10 @@ func FuzzContext(f *testing.F) {
 	text := bytes.Repeat([]byte("seed "), 100)
 	first := e.Append(nil, text)
 	f.Add(first, e.Append(nil, text), len(text))
+	words := table(rand.New(rand.NewPCG(9, 9)), 2*piece+500, 8)
+	p.Release(e)
+	e = p.Encoder(Strong)
+	f.Add(e.AppendShuffled(nil, words), e.AppendShuffled(nil, words), len(words))
 	for _, b := range bombs() {
 		if len(b) < 100 {
 			f.Add(first, b, 1000)

@@ -12,9 +12,14 @@ import (
 // Window is how far back the blocks of one context may refer.
 const Window = 8 << 20
 
-// zstdMagic begins a frame. No zstd block begins with these bytes, so a
-// section that does begins a new context.
-const zstdMagic = 0xfd2fb528
+const (
+	// zstdMagic begins a frame. No zstd block begins with these bytes, so a
+	// section that does begins a new context.
+	zstdMagic = 0xfd2fb528
+	// shuffled begins a section with shuffled pieces: neither a frame nor a
+	// zstd block (of type 3) begins with this byte.
+	shuffled = 0x06
+)
 
 // Encoder carries the context of one stream from block to block: one zstd
 // frame without end, flushed behind each block. It holds the stream's last
@@ -24,6 +29,7 @@ type Encoder struct {
 	zstd  *zstd.Encoder
 	level Level
 	out   []byte
+	table [piece]byte
 }
 
 // Level is what the encoder was taken for.
@@ -34,15 +40,53 @@ func (e *Encoder) Level() Level { return e.level }
 // context's first.
 func (e *Encoder) Append(dst, src []byte) []byte {
 	e.out = dst
-	_, err := e.zstd.Write(src)
-	if err == nil {
-		err = e.zstd.Flush()
-	}
-	if err != nil {
-		panic(err) // the sink does not fail
-	}
+	e.write(src)
+	e.flush()
 	dst, e.out = e.out, nil
 	return dst
+}
+
+// AppendShuffled is Append that shuffles what looks like a table: at most 70
+// bytes for each 128 KiB more than src. What is shuffled has zstd blocks of its
+// own behind the others, as its bytes are of another kind.
+func (e *Encoder) AppendShuffled(dst, src []byte) []byte {
+	start := len(dst)
+	out, any := appendWidths(append(dst, shuffled), src)
+	if !any {
+		return e.Append(dst, src)
+	}
+	ws := widths(out[start+1:])
+	e.out = out
+	plain := 0 // where a run of plain pieces begins
+	for i := range ws.pieces(len(src)) {
+		if ws.at(i) > 0 {
+			e.write(src[plain : i*piece])
+			plain = (i + 1) * piece
+		}
+	}
+	e.write(src[plain:])
+	e.flush()
+	for i := range ws.pieces(len(src)) {
+		if w := ws.at(i); w > 0 {
+			shuffle(&e.table, (*[piece]byte)(src[i*piece:]), w)
+			e.write(e.table[:])
+		}
+	}
+	e.flush()
+	dst, e.out = e.out, nil
+	return dst
+}
+
+func (e *Encoder) write(b []byte) {
+	if _, err := e.zstd.Write(b); err != nil {
+		panic(err) // the sink does not fail
+	}
+}
+
+func (e *Encoder) flush() {
+	if err := e.zstd.Flush(); err != nil {
+		panic(err)
+	}
 }
 
 // Write takes what the zstd encoder writes.
@@ -56,6 +100,7 @@ type Decoder struct {
 	zstd  *zstd.Decoder
 	in    section
 	begun bool
+	table [piece]byte
 }
 
 // section is the bytes a Decoder may read; asking for more is an error.
@@ -78,18 +123,47 @@ func (d *Decoder) Append(dst, src []byte, n int) ([]byte, error) {
 	if n <= 0 || n > MaxBlock {
 		return dst, ErrTooLarge
 	}
+	ws, src, err := cutWidths(src, n)
+	if err != nil {
+		return dst, err
+	}
 	if err := d.begin(src); err != nil {
 		return dst, err
 	}
 	start := len(dst)
 	dst = slices.Grow(dst, n)[:start+n]
 	d.in.rest = src
-	_, err := io.ReadFull(d.zstd, dst[start:])
+	err = d.fill(dst[start:], ws)
 	if left := len(d.in.rest); err != nil || left > 0 {
 		d.in.rest, d.begun = nil, false
 		return dst[:start], fmt.Errorf("%w: context: %d bytes left (%v)", ErrCorrupt, left, err)
 	}
 	return dst, nil
+}
+
+// fill decodes into dst: the plain pieces, then the shuffled ones.
+func (d *Decoder) fill(dst []byte, ws widths) error {
+	plain := 0 // where a run of plain pieces begins
+	for i := range ws.pieces(len(dst)) {
+		if ws.at(i) > 0 {
+			if _, err := io.ReadFull(d.zstd, dst[plain:i*piece]); err != nil {
+				return err
+			}
+			plain = (i + 1) * piece
+		}
+	}
+	if _, err := io.ReadFull(d.zstd, dst[plain:]); err != nil {
+		return err
+	}
+	for i := range ws.pieces(len(dst)) {
+		if w := ws.at(i); w > 0 {
+			if _, err := io.ReadFull(d.zstd, d.table[:]); err != nil {
+				return err
+			}
+			unshuffle((*[piece]byte)(dst[i*piece:]), &d.table, w)
+		}
+	}
+	return nil
 }
 
 // begin notices the beginning of a context and checks what it asks for.

@@ -49,7 +49,7 @@ type conn struct {
 // dial opens a connection that carries src.
 func (s *Session) dial(src io.Reader) *conn {
 	s.lastID++
-	o := block.Options{Shop: s.out, Clock: s.cfg.CPU}
+	o := block.Options{Shop: s.out, Clock: s.cfg.CPU, Tables: true}
 	c := &conn{
 		src: src, in: make([]byte, 0, turnBytes), wire: setupBytes + endBytes,
 		enc: block.NewEncoder(s.sender, s.lastID, o), dec: block.NewDecoder(s.receiver, s.lastID, s.in),

@@ -102,7 +102,7 @@
 // side does not offer or does not know, or a domain that no rule there names for
 // this peer is a REJECT, and is said in the status of both sides; nothing that
 // follows is sent, so nothing can be misread. Features: bit 0, SEED
-// frames; bit 1, URGENT frames.
+// frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package block).
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME

@@ -40,8 +40,10 @@ const (
 	featureSeed features = 1 << iota
 	// featureUrgent: bytes that a host sent as urgent are sent so at the other end.
 	featureUrgent
+	// featureTables: tables among a stream's literals may be shuffled.
+	featureTables
 
-	ourFeatures = featureSeed | featureUrgent
+	ourFeatures = featureSeed | featureUrgent | featureTables
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.

@@ -61,6 +61,9 @@ type Options struct {
 	// Lines and Alone keep what other connections sent from showing in the
 	// sizes of this one's blocks; see dedupe.WriterOptions.
 	Lines, Alone bool
+	// Tables lets literals that are tables be shuffled. A peer of a release
+	// without it takes such blocks for corrupt.
+	Tables bool
 	// Clock tells the time from any beginning, for measuring the compressors.
 	// Nil: nothing is measured and the level is fixed.
 	Clock func() time.Duration

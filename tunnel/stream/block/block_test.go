@@ -21,7 +21,7 @@ var levels = []compress.Level{compress.Fast, compress.Balanced, compress.Strong,
 var shop = block.NewShop(4)
 
 func newEncoder(h *dedupe.History, id uint64) *block.Encoder {
-	return block.NewEncoder(h, id, block.Options{Shop: shop})
+	return block.NewEncoder(h, id, block.Options{Shop: shop, Tables: true})
 }
 
 // pinned is newEncoder with the level of every block given.

@@ -78,7 +78,15 @@
 // Codec 3 is one zstd frame (window at most 8 MiB, no checksum, no dictionary)
 // over many blocks of a connection, each with whole zstd blocks; a section that
 // begins with zstd's magic begins another frame. It is used by at most 8
-// connections between two agents at once. The body 03 00 is no block and has no
+// connections between two agents at once. If both ends can (Options.Tables), a
+// section may begin with the byte 6 and the widths of its literals' pieces: of
+// each whole 2048 bytes of the n it decodes to, 2 bits, from the lowest ones of
+// the first byte on, the rest of the last byte zero. Width 0 is a plain piece;
+// width w is a table, shuffled: seen as words of 2<<w bytes, all their first
+// bytes, then all second ones and so on, in each of these rows every byte less
+// the one before it (compress/shuffle.go). The zstd blocks decode to the plain
+// pieces and what is left behind the last whole one, then to the shuffled ones.
+// No zstd block or frame begins with 6. The body 03 00 is no block and has no
 // seq: it ends the frame, so that both ends can give up its memory.
 //
 // The heads are the sender's at the time, or lag by at most 1/64 of the ring.

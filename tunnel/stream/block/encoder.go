@@ -51,6 +51,7 @@ type Encoder struct {
 	chooser *compress.Chooser // nil: no choice
 	gate    compress.Gate
 	context *compress.Encoder // nil if the stream has none
+	tables  bool              // may be shuffled among its literals
 	bulk    int               // bytes since the stream began or was idle
 }
 
@@ -66,7 +67,7 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 		e.clock = o.Clock
 		e.chooser = compress.NewChooser(cmp.Or(o.Floor, 100e6), runtime.GOMAXPROCS(0))
 	}
-	e.exact = o.Lines
+	e.exact, e.tables = o.Lines, o.Tables
 	if h != nil && o.Mode == Full {
 		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
 		e.slack = uint64(h.Size()) / 64
@@ -298,6 +299,9 @@ func (e *Encoder) literals(dst, lits []byte, w *Work) []byte {
 func (e *Encoder) pack(dst, lits []byte, w *Work) []byte {
 	if e.carry() {
 		w.h.lits = compress.Carried
+		if e.tables {
+			return e.context.AppendShuffled(dst, lits)
+		}
 		return e.context.Append(dst, lits)
 	}
 	dst, w.h.lits = e.shop.codecs.Encode(dst, lits, e.level)

@@ -2,6 +2,7 @@ package block_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -87,6 +88,14 @@ func goldenBlocks() [][]byte {
 	return [][]byte{text, text, text, random, {'x'}, mixed, edited, mixed}
 }
 
+// words is n bytes of a table: numbers of four bytes that grow by little.
+func words(n int) (b []byte) {
+	for v := uint32(0x12345678); len(b) < n; v += 1 + v%29 {
+		b = binary.LittleEndian.AppendUint32(b, v)
+	}
+	return b[:n]
+}
+
 // record makes the vectors anew.
 func record(t *testing.T) []byte {
 	var out bytes.Buffer
@@ -125,6 +134,7 @@ func record(t *testing.T) []byte {
 	for seed := range uint64(2) {
 		send(">", enc, dec, blocktest.Text(7+seed, 900), compress.Extreme)
 	}
+	send(">", enc, dec, words(3000), compress.Extreme)
 	idle := enc.Idle(nil)
 	if got, err := dec.Decode(nil, idle); err != nil || len(got) > 0 || len(idle) == 0 {
 		t.Fatal(idle, got, err)

@@ -140,7 +140,7 @@ func (p *Agents) Forward(id uint64) *Conn  { return p.dial(p.A, p.B, id) }
 func (p *Agents) Backward(id uint64) *Conn { return p.dial(p.B, p.A, id) }
 
 func (p *Agents) dial(from, to *dedupe.History, id uint64) *Conn {
-	return &Conn{Enc: block.NewEncoder(from, id, block.Options{Shop: p.Shop}), Dec: block.NewDecoder(to, id, p.Shop)}
+	return &Conn{Enc: block.NewEncoder(from, id, block.Options{Shop: p.Shop, Tables: true}), Dec: block.NewDecoder(to, id, p.Shop)}
 }
 
 // Send carries src in blocks and calls got (may be nil) with what arrives,
