@@ -3,9 +3,7 @@ package tunnel
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
-	"strings"
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/redirect"
@@ -48,23 +46,7 @@ func Links(cfg *config.Config) (redirect.Links, error) {
 			return nil, fmt.Errorf("peers %s and %s would both use device %s: make their names differ in the first %d characters", other, p.Name, dev, maxIfName-len("st-"))
 		}
 		devices[dev] = p.Name
-		inner := innerMTU(p)
-		if mtu := config.TUNMTU(inner, p.Stock); mtu < config.MinIPv6MTU && slices.ContainsFunc(p.Subnets, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
-			return nil, fmt.Errorf("the link to %s would carry packets of at most %d bytes, and IPv6 needs %d: leave out its IPv6 subnets, or set underlay_mtu to %d or more, if that is what the path carries",
-				p.Name, mtu, config.MinIPv6MTU, p.UnderlayMTU+config.MinIPv6MTU-mtu)
-		}
-		links[p.Name] = redirect.LinkInfo{Number: i + 1, Device: dev, Local: local, Remote: remote, InnerMTU: inner, Stock: p.Stock}
+		links[p.Name] = redirect.LinkInfo{Number: i + 1, Device: dev, Local: local, Remote: remote, InnerMTU: p.InnerMTU(), Stock: p.Stock}
 	}
 	return links, nil
-}
-
-// innerMTU is the MTU inside the link to p. A peer whose endpoint is not a
-// literal IPv4 address may be reached over IPv6.
-func innerMTU(p config.Peer) int {
-	host := p.Endpoint
-	if i := strings.LastIndexByte(host, ':'); i >= 0 {
-		host = strings.Trim(host[:i], "[]")
-	}
-	a, err := netip.ParseAddr(host)
-	return config.InnerMTU(p.UnderlayMTU, err != nil || a.Unmap().Is6())
 }

@@ -30,7 +30,6 @@ const (
 
 	defaultPort           = 51820
 	defaultUnderlay       = 1500
-	minUnderlay           = 1280 // the least IPv6 allows
 	maxUnderlay           = 9216
 	defaultBroadcastLimit = 500
 	maxBroadcastLimit     = 1_000_000

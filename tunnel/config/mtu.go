@@ -1,5 +1,10 @@
 package config
 
+import (
+	"net"
+	"net/netip"
+)
+
 // The arithmetic of what fits into what. From the outside in:
 //
 //	underlay MTU  1500  1500  9000
@@ -24,6 +29,14 @@ const (
 	LANMTU = 1500
 	// MinIPv6MTU is what a link must carry to carry IPv6 (RFC 8200).
 	MinIPv6MTU = 1280
+	// MinUnderlayMTU is what the path between two edges must carry. Every path
+	// that carries IPv6 does, and hardly one of IPv4 does not.
+	MinUnderlayMTU = MinIPv6MTU
+	// MinInnerMTU is the inner MTU over any such path.
+	MinInnerMTU = MinUnderlayMTU - 40 - udpHeader - wireguardHeader
+	// MaxControl is the most bytes of a control datagram: it fits into one
+	// packet of any link.
+	MaxControl = MinInnerMTU - CarrierHeader
 )
 
 // ipHeader is the length of an IP header without options.
@@ -38,6 +51,15 @@ func ipHeader(ipv6 bool) int {
 // over an underlay with the given MTU.
 func InnerMTU(underlay int, ipv6 bool) int {
 	return underlay - ipHeader(ipv6) - udpHeader - wireguardHeader
+}
+
+// InnerMTU returns the largest IP packet that fits into one datagram of the link
+// to p. A peer whose endpoint is not a literal IPv4 address may be reached over
+// IPv6.
+func (p *Peer) InnerMTU() int {
+	host, _, _ := net.SplitHostPort(p.Endpoint)
+	a, err := netip.ParseAddr(host)
+	return InnerMTU(p.UnderlayMTU, err != nil || a.Unmap().Is6())
 }
 
 // TUNMTU returns the MTU of the TUN of a link with the given inner MTU. What is

@@ -32,6 +32,19 @@ func TestMTU(t *testing.T) {
 	}
 }
 
+// What fits over the narrowest path a file may name is what links, control
+// datagrams and, with parts, IPv6 need.
+func TestNarrowest(t *testing.T) {
+	for endpoint, inner := range map[string]int{
+		"198.51.100.20:51820": MinInnerMTU + 20, "[2001:db8::1]:51820": MinInnerMTU, "edge.example:51820": MinInnerMTU, "": MinInnerMTU,
+	} {
+		p := Peer{Endpoint: endpoint, UnderlayMTU: MinUnderlayMTU}
+		if p.InnerMTU() != inner || MaxControl+CarrierHeader > inner || TUNMTU(inner, false) < MinIPv6MTU {
+			t.Errorf("endpoint %q: inner %d, want %d", endpoint, p.InnerMTU(), inner)
+		}
+	}
+}
+
 func TestTUNMTU(t *testing.T) {
 	for _, c := range []struct{ inner, agent, stock int }{
 		{1232, 1500, 1232}, {1440, 1500, 1440}, {1500, 1500, 1500}, {1501, 1501, 1501}, {8940, 8940, 8940},

@@ -71,10 +71,20 @@ func (l *loader) peers() {
 		}
 		p.ListenPort = uint16(l.number(path+".listen_port", r.ListenPort, int64(defaultPort+i), 1, 65535))
 		u.once(path+".listen_port", fmt.Sprintf("port %d", p.ListenPort), "every peer has a UDP port of its own: set listen_port")
-		p.UnderlayMTU = int(l.number(path+".underlay_mtu", r.UnderlayMTU, defaultUnderlay, minUnderlay, maxUnderlay))
+		p.UnderlayMTU = int(l.number(path+".underlay_mtu", r.UnderlayMTU, defaultUnderlay, MinUnderlayMTU, maxUnderlay))
 		p.Subnets = l.prefixes(path+".subnets", r.Subnets)
+		l.narrow(path+".underlay_mtu", &p)
 		p.LinkAddresses = l.linkAddresses(path+".link_addresses", r.LinkAddresses, u)
 		l.cfg.Peers = append(l.cfg.Peers, p)
+	}
+}
+
+// narrow refuses IPv6 subnets behind a link that does not carry IPv6.
+func (l *loader) narrow(path string, p *Peer) {
+	mtu := TUNMTU(p.InnerMTU(), p.Stock)
+	if mtu < MinIPv6MTU && slices.ContainsFunc(p.Subnets, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
+		l.problem(path, "the link would carry packets of at most %d bytes, and IPv6 needs %d: set it to %d or more, if that is what the path carries, or leave out the IPv6 subnets",
+			mtu, MinIPv6MTU, p.UnderlayMTU+MinIPv6MTU-mtu)
 	}
 }
 

@@ -85,9 +85,9 @@
 //
 // # Gossip on the wire
 //
-// One control datagram of a link, at most 1200 bytes, big endian. The link
-// authenticates the sender. Bytes after the last record are ignored; another
-// type or version is not ours and dropped whole.
+// One control datagram of a link, at most 1172 bytes (1200 of earlier agents),
+// big endian. The link authenticates the sender. Bytes after the last record are
+// ignored; another type or version is not ours and dropped whole.
 //
 //	 0  type 'O'
 //	 1  version 1

@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"math/bits"
 	"time"
+
+	"stitch/tunnel/config"
 )
 
 // Gossip timing and bounds.
 const (
 	// MaxMessage is the longest gossip message, what one control datagram holds.
-	MaxMessage = 1200
+	MaxMessage = config.MaxControl
+	// maxReceived is the longest that is read: earlier agents send so many.
+	maxReceived = 1200
 	// gossipRetry is how often a change is repeated until the peer echoes it,
 	// gossipRefresh how often it is repeated anyway.
 	gossipRetry   = 200 * time.Millisecond
@@ -79,7 +83,7 @@ func ownerLen(o Owner) int { return 8 + 3 + len(o.Workload) + len(o.Site) + len(
 // Bytes after the last record are ignored: a later version may use them.
 func parseMessage(b []byte) (message, error) {
 	var m message
-	if len(b) < gossipHeader || len(b) > MaxMessage || b[0] != gossipType || b[1] != gossipVersion {
+	if len(b) < gossipHeader || len(b) > maxReceived || b[0] != gossipType || b[1] != gossipVersion {
 		return m, ErrGossip
 	}
 	m.chunk, m.chunks = binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint16(b[4:])

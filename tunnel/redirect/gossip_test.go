@@ -67,7 +67,7 @@ func TestGossipLengths(t *testing.T) {
 	if got, err := parseMessage(append(b, 1, 2, 3)); err != nil || !reflect.DeepEqual(got, m) {
 		t.Errorf("with later bytes: %+v, %v", got, err)
 	}
-	if _, err := parseMessage(append(b, make([]byte, MaxMessage)...)); err == nil {
+	if _, err := parseMessage(append(b, make([]byte, maxReceived)...)); err == nil {
 		t.Error("a message longer than a datagram parsed")
 	}
 }

@@ -264,7 +264,7 @@ func (m *Manager) Announce(mac config.MAC, ip netip.Addr) { m.enqueue(event{mac:
 // FromPeer takes a control datagram of a peer. It copies msg. Safe for
 // concurrent use; never blocks: a full queue drops it.
 func (m *Manager) FromPeer(peer string, msg []byte) {
-	if len(msg) > MaxMessage || peer == "" {
+	if len(msg) > maxReceived || peer == "" {
 		m.dropped.Add(1)
 		return
 	}

@@ -184,7 +184,7 @@ func TestManagerQueueBound(t *testing.T) {
 	for range 1000 {
 		m.Announce(appMAC, netip.Addr{})
 	}
-	m.FromPeer("dc2", make([]byte, redirect.MaxMessage+1))
+	m.FromPeer("dc2", make([]byte, 1201))
 	if got := m.Stats().Dropped; got != 1000-256+1 {
 		t.Errorf("%d dropped", got)
 	}

@@ -120,7 +120,7 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.TUN = nil }, "no TUN device"},
 		{func(c *Config) { c.PrivateKey = config.Key{} }, "private key"},
 		{func(c *Config) { c.PublicKey = PublicKey(c.PrivateKey) }, "is our own"},
-		{func(c *Config) { c.InnerMTU = 1227 }, "inner MTU"},
+		{func(c *Config) { c.InnerMTU = 1199 }, "inner MTU"},
 		{func(c *Config) { c.InnerMTU = 65001 }, "inner MTU"},
 		{func(c *Config) { c.Endpoint = "host" }, "write host:port"},
 		{func(c *Config) { c.Endpoint = "host:0" }, "port from 1"},

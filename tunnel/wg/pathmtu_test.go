@@ -37,7 +37,7 @@ func TestBlackHole(t *testing.T) {
 		{"1400", 2, 1400 - 28, 0, [2]int{1328, 1328}}, // 1340 in steps of 16
 		{"1492", 2, 1492 - 28, 0, [2]int{1424, 1424}},
 		{"one way", 0, 1400 - 28, 0, [2]int{1328, 1440}},
-		{"1300", 2, 1300 - 28, 0, [2]int{1232, 1232}},
+		{"1280, as narrow as IPv6 goes", 2, 1280 - 28, 0, [2]int{1216, 1216}}, // 1220
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
@@ -60,7 +60,7 @@ func TestBlackHole(t *testing.T) {
 							t.Errorf("end %d: %d bytes, want %d", i, got, c.want[i])
 						}
 					}
-					for _, size := range []int{100, 1400, 1440, 1500, 9000} {
+					for _, size := range []int{100, 1216, 1232, 1400, 1440, 1500, 9000} {
 						if want := ipPacket(size, 1); func() bool { a.tun.In <- want; return !bytes.Equal(got(b), want) }() {
 							t.Errorf("a packet of %d bytes did not cross", size)
 						}
@@ -162,7 +162,7 @@ func (s *sizedTUN) SetMTU(n int) error {
 // than a LAN's packet, and is left alone otherwise.
 func TestTUNFollowsPath(t *testing.T) {
 	for _, c := range []struct{ inner, most, mtu, sets int }{
-		{8940, 1400 - 28, 1500, 1}, // to 1232 at once and then up to 1328: one change
+		{8940, 1400 - 28, 1500, 1}, // to 1200 at once and then up to 1328: one change
 		{8940, 4000 - 28, 3936, 0}, // in steps
 		{1440, 1400 - 28, 0, 0},
 		{8940, 0, 0, 0},

@@ -67,12 +67,12 @@ import (
 )
 
 // MaxControl is the most bytes of one control datagram.
-const MaxControl = 1200
+const MaxControl = config.MaxControl
 
 const (
 	// A control datagram must fit into one packet, and a datagram of the link
 	// into 64 KiB.
-	minInnerMTU = carrier.HeaderLen + MaxControl
+	minInnerMTU = config.MinInnerMTU
 	maxInnerMTU = 65000
 )
 
