@@ -243,6 +243,7 @@ func (b *binder) inspect(bufs [][]byte, sizes []int) {
 	b.count.rxDatagrams.Add(uint64(len(sizes)))
 	b.count.rxWire.Add(uint64(bytes))
 	if data > 0 {
+		b.count.rxData.Add(uint64(data))
 		b.backlog.entered(data, binary.LittleEndian.Uint64(last[8:]))
 	}
 }

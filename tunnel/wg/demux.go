@@ -58,6 +58,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 		}
 		m.carrierPacket(b, offset, now)
 	}
+	m.count.rxOpened.Add(uint64(len(bufs)))
 	m.flush(offset)
 	m.endBatch()
 	if !now.IsZero() {

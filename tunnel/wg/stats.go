@@ -89,6 +89,10 @@ type Drops struct {
 	Version uint64 `json:"version"`
 	// Unclaimed: frames and control datagrams nobody takes.
 	Unclaimed uint64 `json:"unclaimed"`
+	// Rejected: datagrams with data that gave no packet, since they were
+	// damaged, there already, too old, or not the peer's; and the few that are
+	// being decrypted this moment.
+	Rejected uint64 `json:"rejected"`
 }
 
 // Errors counts failed system calls; all of them are survived.
@@ -113,12 +117,14 @@ type counters struct {
 	dropHoldFull, dropHoldOlder                           atomic.Uint64
 	dropNotIP, dropTooBig, dropForged                     atomic.Uint64
 	dropForeign, dropVersion, dropUnclaimed               atomic.Uint64
+	rxData, rxOpened                                      atomic.Uint64 // datagrams with data, and packets of them
 	tunReadErrors, tunWriteErrors                         atomic.Uint64
 	sendErrors, receiveErrors, rebinds                    atomic.Uint64
 }
 
 // fill copies the counters to s.
 func (c *counters) fill(s *Stats) {
+	opened := c.rxOpened.Load() // first, so that it is the smaller one
 	s.Tx = Traffic{
 		Packets: c.txPackets.Load(), Bytes: c.txBytes.Load(), Frames: c.txFrames.Load(), Parts: c.txParts.Load(),
 		Control: c.txControl.Load(), Datagrams: c.txDatagrams.Load(), WireBytes: c.txWire.Load(),
@@ -134,6 +140,7 @@ func (c *counters) fill(s *Stats) {
 		HoldFull: c.dropHoldFull.Load(), HoldOlder: c.dropHoldOlder.Load(),
 		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(),
 		Foreign: c.dropForeign.Load(), Version: c.dropVersion.Load(), Unclaimed: c.dropUnclaimed.Load(),
+		Rejected: c.rxData.Load() - opened,
 	}
 	s.Errors = Errors{
 		TUNRead: c.tunReadErrors.Load(), TUNWrite: c.tunWriteErrors.Load(),
