@@ -96,6 +96,9 @@ type Segment struct {
 	// which is 1 Mbit/s. ARP, ND and RARP have a bucket of the same size of
 	// their own, whatever their length.
 	BroadcastLimit int
+	// MoveLimit is how often a machine may move between sites within 180 s: then
+	// it is frozen where it is for as long. Default DefaultMoveLimit.
+	MoveLimit int
 	// VLANs are the VLANs that cross with their tags, besides the untagged
 	// network; sorted, each 1 to 4094. What is inside a listed outer tag
 	// crosses whatever its own tag.
@@ -106,6 +109,10 @@ type Segment struct {
 	// Pass lets cross what stays at its site by default.
 	Pass Pass
 }
+
+// DefaultMoveLimit is Segment.MoveLimit unless it is given (RFC 7432 section
+// 15.1).
+const DefaultMoveLimit = 5
 
 // BroadcastUnit is the size in bytes up to which a frame counts once for
 // Segment.BroadcastLimit.

@@ -33,6 +33,7 @@ const (
 	maxUnderlay           = 9216
 	defaultBroadcastLimit = 500
 	maxBroadcastLimit     = 1_000_000
+	maxMoveLimit          = 100
 	defaultTTL            = 5 * time.Second
 
 	// maxRunDir leaves room for the longest socket name in the 107 bytes of a

@@ -80,7 +80,7 @@ func TestLoadEverything(t *testing.T) {
 		},
 		Segments: []Segment{{
 			ID: 100, Bridge: "br-lan", Subnet: pfx("10.1.0.0/24"), Gateway: addr("10.1.0.1"), GatewayMAC: MAC{2, 0x53, 0x54, 0, 1, 0},
-			Home: "dc1", Peers: []string{"dc2"}, BroadcastLimit: 1000,
+			Home: "dc1", Peers: []string{"dc2"}, BroadcastLimit: 1000, MoveLimit: 9,
 			VLANs: []uint16{10, 11, 12, 20}, EtherTypes: []uint16{LLC, 0x88f7}, Pass: Pass{DHCP: true, RouterAdverts: true, SpanningTree: true},
 		}},
 		Domains: []Domain{{Name: "migration"}, {Name: "customers", ManyTenants: true}},

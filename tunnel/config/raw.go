@@ -42,6 +42,7 @@ type rawSegment struct {
 	Home           string   `toml:"home" eg:"'dc1'"`
 	Peers          []string `toml:"peers" eg:"['dc2']"`
 	BroadcastLimit *int64   `toml:"broadcast_limit" eg:"500"`
+	MoveLimit      *int64   `toml:"move_limit" eg:"5"`
 	VLANs          []any    `toml:"vlans" eg:"[10, '20-29']"`
 	EtherTypes     []string `toml:"ether_types" eg:"['0x88f7', 'llc']"`
 	Pass           []string `toml:"pass" eg:"['dhcp']"`

@@ -28,6 +28,7 @@ func (l *loader) segments() {
 		l.segmentNet(path, r, &s)
 		l.segmentSites(path, r, &s)
 		s.BroadcastLimit = int(l.number(path+".broadcast_limit", r.BroadcastLimit, defaultBroadcastLimit, 1, maxBroadcastLimit))
+		s.MoveLimit = int(l.number(path+".move_limit", r.MoveLimit, DefaultMoveLimit, 2, maxMoveLimit))
 		l.segmentPolicy(path, r, &s)
 		l.cfg.Segments = append(l.cfg.Segments, s)
 	}

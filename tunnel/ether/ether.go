@@ -59,8 +59,8 @@
 //     dropped), one from a peer only when the LAN has not heard it for as long:
 //     neither a loop nor a peer takes a talking host away. A data frame from a
 //     peer never moves a workload;
-//   - five moves within 180 s freeze a MAC where it is for 180 s, with a
-//     warning: frames from elsewhere are dropped, announcements ignored;
+//   - five moves within 180 s (or as many as the configuration says) freeze a
+//     MAC where it is for 180 s, with a warning: frames from elsewhere are dropped, announcements ignored;
 //   - [Port.Claim] is authoritative for workloads: it is always obeyed, also
 //     when frozen, but counts as a move.
 //
@@ -183,8 +183,8 @@ type Announcement struct {
 
 // Config describes one segment at this site.
 type Config struct {
-	// Segment is its configuration; Gateway, GatewayMAC and BroadcastLimit are
-	// used here (zero limit: 500).
+	// Segment is its configuration; Gateway, GatewayMAC, limits and policy are
+	// used here (a limit of zero is the default).
 	Segment config.Segment
 	// Peers are the links it is stretched to, by site name; at most 254.
 	Peers map[string]Sender

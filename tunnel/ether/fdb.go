@@ -16,10 +16,11 @@ const (
 	maxWorkloads = 4096
 	// ageing is how long a learnt address is kept unseen.
 	ageing = 300 * time.Second
-	// What moves maxMoves times within moveWindow is frozen that long (RFC 7432
-	// section 15.1, with recovery).
-	maxMoves   = 5
+	// What moves too often within moveWindow is frozen that long (RFC 7432 section
+	// 15.1, with recovery): config.Segment.MoveLimit times for a MAC.
 	moveWindow = 180 * time.Second
+	// maxClaims is how often an address may change its MAC.
+	maxClaims = config.DefaultMoveLimit
 )
 
 // key is a MAC in a VLAN: each VLAN is a network of its own, and one MAC may be
@@ -69,18 +70,23 @@ type entry struct {
 
 // flaps remembers the last moves of something.
 type flaps struct {
-	at     [maxMoves]time.Duration // a ring
-	filled uint8
-	oldest uint8 // slot to be overwritten next
-	until  time.Duration
+	at    []time.Duration // a ring, empty until the first
+	last  int             // slot of the latest
+	until time.Duration
 }
 
-// note counts a move and reports whether it was the one that froze.
-func (f *flaps) note(now time.Duration) (froze bool) {
-	f.at[f.oldest] = now
-	f.oldest = (f.oldest + 1) % maxMoves
-	f.filled = min(f.filled+1, maxMoves)
-	if f.frozen(now) || f.filled < maxMoves || now-f.at[f.oldest] > moveWindow {
+// note counts a move and reports whether it was the one that froze: the last of
+// limit within moveWindow.
+func (f *flaps) note(now time.Duration, limit int) (froze bool) {
+	if len(f.at) < limit {
+		f.at = append(f.at, now)
+		f.last = len(f.at) - 1
+	} else {
+		f.last = (f.last + 1) % limit
+		f.at[f.last] = now
+	}
+	oldest := f.at[(f.last+1)%len(f.at)]
+	if f.frozen(now) || len(f.at) < limit || now-oldest > moveWindow {
 		return false
 	}
 	f.until = now + moveWindow
@@ -91,6 +97,8 @@ func (f *flaps) frozen(now time.Duration) bool { return now < f.until }
 
 // table is the forwarding table. It is not safe for concurrent use.
 type table struct {
+	// limit is how many moves freeze a MAC.
+	limit int
 	byMAC map[key]*entry
 	byIP  map[ipKey]*neighbour
 	// Per place: the list of learnt entries, how many they are and may be, and
@@ -109,9 +117,12 @@ type table struct {
 	disputes uint64 // addresses that were claimed by turns
 }
 
-func newTable(peers int) *table {
+// newTable returns the table of a segment with that many peers, in which limit
+// moves freeze a MAC.
+func newTable(peers, limit int) *table {
 	n := peers + 1
 	t := &table{
+		limit: limit,
 		byMAC: make(map[key]*entry), byIP: make(map[ipKey]*neighbour), learned: make([]entry, n),
 		count: make([]int, n), quota: make([]int, n), fixed: make([]int, n), bound: make([]int, n),
 	}
@@ -182,7 +193,7 @@ func (t *table) move(now time.Duration, e *entry, to Place) (froze bool) {
 	t.bound[to] += len(e.ips)
 	t.link(e)
 	t.moves++
-	if e.flaps.note(now) {
+	if e.flaps.note(now, t.limit) {
 		t.frozen = append(t.frozen, e)
 		return true
 	}

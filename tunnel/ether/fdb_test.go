@@ -64,7 +64,7 @@ func (n *naive) move(now time.Duration, mac config.MAC, to Place) (froze bool) {
 	}
 	e.place, e.seen, e.since = to, now, now
 	e.moves = append(e.moves, now)
-	if now < e.frozen || len(e.moves) < maxMoves || now-e.moves[len(e.moves)-maxMoves] > moveWindow {
+	if now < e.frozen || len(e.moves) < config.DefaultMoveLimit || now-e.moves[len(e.moves)-config.DefaultMoveLimit] > moveWindow {
 		return false
 	}
 	e.frozen = now + moveWindow
@@ -86,7 +86,7 @@ func (n *naive) workload(now time.Duration, mac config.MAC, at Place) {
 func TestTableTwin(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		tab, twin := newTable(2), &naive{m: map[config.MAC]*naiveEntry{}, quota: []int{4, 3, 3}}
+		tab, twin := newTable(2, config.DefaultMoveLimit), &naive{m: map[config.MAC]*naiveEntry{}, quota: []int{4, 3, 3}}
 		copy(tab.quota, twin.quota)
 		var now time.Duration
 		for step := range 3000 {
@@ -158,7 +158,7 @@ func compareTables(t *testing.T, tab *table, twin *naive, now time.Duration) {
 
 // TestTableBound floods the table from two places.
 func TestTableBound(t *testing.T) {
-	tab := newTable(2)
+	tab := newTable(2, config.DefaultMoveLimit)
 	vm := keyOf(config.MAC{2, 1}, 0)
 	tab.workload(0, vm, 1)
 	for i := range 100_000 {
@@ -187,7 +187,7 @@ func TestTableBound(t *testing.T) {
 }
 
 func TestWorkloadBound(t *testing.T) {
-	tab := newTable(1)
+	tab := newTable(1, config.DefaultMoveLimit)
 	for i := range maxWorkloads + 5 {
 		tab.workload(0, keyOf(config.MAC{2, 4: byte(i >> 8), 5: byte(i)}, 0), Local)
 	}

@@ -56,7 +56,7 @@ func (t *table) bind(now time.Duration, e *entry, ip netip.Addr) (n *neighbour, 
 		n.seen = now
 		return n, false
 	default:
-		disputed = n.flaps.note(now)
+		disputed = n.flaps.note(now, maxClaims)
 		t.unbind(n)
 	}
 	if len(e.ips) == maxIPs || t.bound[e.place] >= t.quota[e.place] {

@@ -47,7 +47,7 @@ func TestAddressBound(t *testing.T) {
 func TestAddressTwin(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 2))
-		tab := newTable(2)
+		tab := newTable(2, config.DefaultMoveLimit)
 		owner := map[netip.Addr]key{}
 		seen := map[netip.Addr]time.Duration{}
 		for step := range 2000 {

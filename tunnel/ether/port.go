@@ -235,7 +235,7 @@ func (p *Port) mayWarn() bool {
 func (p *Port) alarm(mac config.MAC) {
 	if p.mayWarn() {
 		p.log.Warn("address moves between sites too often and is frozen: look for a loop or a duplicate",
-			"mac", mac, "moves", maxMoves, "for", moveWindow)
+			"mac", mac, "moves", p.sw.table.limit, "for", moveWindow)
 	}
 }
 

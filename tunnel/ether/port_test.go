@@ -389,7 +389,7 @@ func TestFreezeAlarm(t *testing.T) {
 			t.Errorf("%d warnings at once", n)
 		}
 		st := r.Stats()
-		if alarms := st.Alarms(); st.Frozen != 40 || st.Moves != 40*maxMoves || len(alarms) != 1 || !strings.Contains(alarms[0], "02:07:00:00:00:07)") {
+		if alarms := st.Alarms(); st.Frozen != 40 || st.Moves != 40*config.DefaultMoveLimit || len(alarms) != 1 || !strings.Contains(alarms[0], "02:07:00:00:00:07)") {
 			t.Errorf("frozen %d, moves %d, alarms %q", st.Frozen, st.Moves, alarms)
 		}
 		time.Sleep(moveWindow + 2*tickEvery)

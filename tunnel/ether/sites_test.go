@@ -381,7 +381,7 @@ func TestLoopControl(t *testing.T) {
 	}
 	w.from(a, garp(macA, ip10))
 	w.run(time.Second)
-	if st := stats(w.all[0].sw, "dc2"); st.Moves < maxMoves || st.Frozen != 1 {
+	if st := stats(w.all[0].sw, "dc2"); st.Moves < config.DefaultMoveLimit || st.Frozen != 1 {
 		t.Errorf("%d moves of a host that never moved, %d frozen", st.Moves, st.Frozen)
 	}
 }

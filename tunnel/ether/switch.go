@@ -1,6 +1,7 @@
 package ether
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -83,7 +84,7 @@ func NewSwitch(seg config.Segment, peers int, own []config.MAC, static []Workloa
 	one := newLimiter(seg.BroadcastLimit)
 	l := limits{one, one, one}
 	s := &Switch{
-		filter: newFilter(seg, own, static), table: newTable(peers), segment: seg.ID,
+		filter: newFilter(seg, own, static), table: newTable(peers, cmp.Or(seg.MoveLimit, config.DefaultMoveLimit)), segment: seg.ID,
 		sent: l, received: make([]limits, peers), strangers: l.arp,
 		queries: queries{subnet: seg.Subnet, limit: newLimiter(maxQueries)}, vlanList: seg.VLANs,
 	}

@@ -56,7 +56,7 @@ func TestFreezeByClaim(t *testing.T) {
 	s := NewSwitch(testBasic, 1, nil, nil)
 	for i := range 10 {
 		_, froze := s.Claim(time.Duration(i)*time.Second, macVM, Place(i%2))
-		if want := i == maxMoves; froze != want { // the first claim is no move
+		if want := i == config.DefaultMoveLimit; froze != want { // the first claim is no move
 			t.Errorf("claim %d froze %v", i, froze)
 		}
 		if e := s.table.get(0, keyOf(macVM, 0)); e.place != Place(i%2) {
@@ -79,38 +79,65 @@ func TestClaimOfLearnt(t *testing.T) {
 	}
 }
 
-// TestFreezeWindow puts five moves in exactly the window, then in a little
-// more, and freezes again only after another five.
+// TestFreezeWindow puts as many moves as freeze in exactly the window, then in a
+// little more, and freezes again only after as many more.
 func TestFreezeWindow(t *testing.T) {
-	for _, late := range []time.Duration{0, 1} {
-		tab := newTable(1)
-		e := tab.learn(0, keyOf(macA, 0), Local)
-		froze := false
-		for i := range maxMoves {
-			now := time.Duration(i) * moveWindow / (maxMoves - 1)
-			if i == maxMoves-1 {
-				now += late
+	for _, limit := range []int{2, config.DefaultMoveLimit, 20} {
+		for _, late := range []time.Duration{0, 1} {
+			tab := newTable(1, limit)
+			e := tab.learn(0, keyOf(macA, 0), Local)
+			froze := false
+			for i := range limit {
+				now := time.Duration(i) * moveWindow / time.Duration(limit-1)
+				if i == limit-1 {
+					now += late
+				}
+				froze = tab.move(now, e, Place((i+1)%2))
 			}
-			froze = tab.move(now, e, Place((i+1)%2))
+			if want := late == 0; froze != want {
+				t.Errorf("limit %d, %d ns beyond the window: froze %v", limit, late, froze)
+			}
 		}
-		if want := late == 0; froze != want {
-			t.Errorf("%d ns beyond the window: froze %v", late, froze)
+		tab := newTable(1, limit)
+		e := tab.learn(0, keyOf(macA, 0), Local)
+		var freezes []int
+		for i := range 2 * limit {
+			now := time.Duration(i) * time.Millisecond
+			if i >= limit {
+				now += moveWindow
+			}
+			if tab.move(now, e, Place((i+1)%2)) {
+				freezes = append(freezes, i)
+			}
+		}
+		if !slices.Equal(freezes, []int{limit - 1, 2*limit - 1}) {
+			t.Errorf("limit %d: moves that froze: %v", limit, freezes)
 		}
 	}
-	tab := newTable(1)
-	e := tab.learn(0, keyOf(macA, 0), Local)
-	var freezes []int
-	for i := range 2 * maxMoves {
-		now := time.Duration(i) * time.Millisecond
-		if i >= maxMoves {
-			now += moveWindow
+}
+
+// TestMoveLimit is L-06: a segment's own limit holds for what moves on it.
+func TestMoveLimit(t *testing.T) {
+	for _, c := range []struct{ limit, froze int }{{0, 5}, {2, 2}, {9, 9}} {
+		seg := testBasic
+		seg.MoveLimit = c.limit
+		s := NewSwitch(seg, 1, nil, nil)
+		s.FromLAN(0, data(broadcast, macA))
+		moves := 0
+		for i := range 20 {
+			now := time.Duration(i+1) * time.Second
+			frame := arpFrame(broadcast, macA, arpRequest, macA, ip10, macB, ip10)
+			v := s.FromPeer(now, 1, frame)
+			if i%2 == 1 {
+				v = s.FromLAN(now, frame)
+			}
+			if moves++; v.Froze {
+				break
+			}
 		}
-		if tab.move(now, e, Place((i+1)%2)) {
-			freezes = append(freezes, i)
+		if moves != c.froze {
+			t.Errorf("limit %d: frozen by move %d", c.limit, moves)
 		}
-	}
-	if !slices.Equal(freezes, []int{maxMoves - 1, 2*maxMoves - 1}) {
-		t.Errorf("moves that froze: %v", freezes)
 	}
 }
 

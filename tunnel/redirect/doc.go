@@ -79,9 +79,9 @@
 // RFC 7432 section 7.7: an announcement on our own LAN takes the workload with
 // the next sequence number and acts at once; a peer's claim wins with a higher
 // number, between equals the site whose name sorts first. Five moves in 180 s
-// are believed, then announcements of that workload are ignored for 180 s and an
-// alarm is raised; so is the loser of two claims with one number (a healed split
-// brain).
+// (its segment may have another limit) are believed, then announcements of that
+// workload are ignored for 180 s and an alarm is raised; so is the loser of two
+// claims with one number (a healed split brain).
 //
 // # Gossip on the wire
 //

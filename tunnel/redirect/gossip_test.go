@@ -87,7 +87,7 @@ func FuzzParseMessage(f *testing.F) {
 		if !bytes.HasPrefix(b, again) {
 			t.Fatalf("parse and append differ:\n%x\n%x", b, again)
 		}
-		g := NewGossip(NewTable("dc1", testWorkloads()), 1, []string{"dc2"})
+		g := NewGossip(NewTable("dc1", testWorkloads(), nil), 1, []string{"dc2"})
 		if _, err := g.Receive("dc2", b, t0); err != nil {
 			t.Fatalf("parses but is not received: %v", err)
 		}
@@ -163,7 +163,7 @@ func newSim(seed uint64, names []string, workloads int) *sim {
 // restart makes a site forget everything.
 func (s *sim) restart(name string) {
 	site := s.sites[name]
-	site.table = NewTable(name, site.ws)
+	site.table = NewTable(name, site.ws, nil)
 	site.gossip = NewGossip(site.table, s.r.Uint32(), site.peers)
 }
 
@@ -311,7 +311,7 @@ func TestGossipSendsChangeAtOnce(t *testing.T) {
 }
 
 func TestGossipRefusesStrangers(t *testing.T) {
-	g := NewGossip(NewTable("dc1", testWorkloads()), 1, []string{"dc2"})
+	g := NewGossip(NewTable("dc1", testWorkloads(), nil), 1, []string{"dc2"})
 	if _, err := g.Receive("dc9", wireVectors[1].m.append(nil), t0); err == nil {
 		t.Error("a datagram of an unknown peer was used")
 	}

@@ -118,7 +118,7 @@ func New(cfg Config) (*Manager, error) {
 	if _, err := io.ReadFull(cfg.Rand, epoch[:]); err != nil {
 		return nil, fmt.Errorf("redirect: draw an epoch: %w", err)
 	}
-	m := &Manager{cfg: cfg, table: NewTable(cfg.Cfg.Site, cfg.Cfg.Workloads), events: make(chan event, queueLen)}
+	m := &Manager{cfg: cfg, table: NewTable(cfg.Cfg.Site, cfg.Cfg.Workloads, cfg.Cfg.Segments), events: make(chan event, queueLen)}
 	m.gossip = NewGossip(m.table, binary.BigEndian.Uint32(epoch[:]), gossipPeers(cfg))
 	owners := m.table.Owners()
 	m.view.Store(&owners)

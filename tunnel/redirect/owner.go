@@ -29,10 +29,10 @@ const (
 	// AnchorTime is how long new UDP tuples of a moved workload keep going by
 	// way of its previous site.
 	AnchorTime = 180 * time.Second
-	// MaxMoves within MoveWindow are believed; a further announcement on our
-	// LAN freezes the workload for FreezeTime (RFC 7432, section 15.1: two
-	// machines with one address look like this).
-	MaxMoves   = 5
+	// Of the moves within MoveWindow as many are believed as its segment's
+	// MoveLimit says; a further announcement on our LAN freezes the workload for
+	// FreezeTime (RFC 7432, section 15.1: two machines with one address look like
+	// this).
 	MoveWindow = 180 * time.Second
 	FreezeTime = 180 * time.Second
 	// maxSeq bounds what a peer may claim, so that adding one never wraps.
@@ -69,14 +69,19 @@ type TableCounts struct {
 type entry struct {
 	owner  Owner
 	mac    config.MAC
-	moves  []time.Time // at most MaxMoves, oldest first
+	limit  int         // moves that are believed
+	moves  []time.Time // at most limit, oldest first
 	moved  time.Time   // zero: never in this process
 	frozen time.Time   // until; zero: not frozen
 }
 
 // NewTable returns the table of a site in which each workload is where the
-// configuration says.
-func NewTable(site string, ws []config.Workload) *Table {
+// configuration says; segments give the limits of their moves.
+func NewTable(site string, ws []config.Workload, segments []config.Segment) *Table {
+	limits := map[uint16]int{}
+	for _, s := range segments {
+		limits[s.ID] = s.MoveLimit
+	}
 	t := &Table{
 		site:    site,
 		entries: make(map[string]*entry, len(ws)),
@@ -84,7 +89,7 @@ func NewTable(site string, ws []config.Workload) *Table {
 		byIP:    make(map[netip.Addr]*entry, len(ws)),
 	}
 	for _, w := range ws {
-		e := &entry{owner: Owner{Workload: w.Name, Site: w.Site}, mac: w.MAC}
+		e := &entry{owner: Owner{Workload: w.Name, Site: w.Site}, mac: w.MAC, limit: cmp.Or(limits[w.Segment], config.DefaultMoveLimit)}
 		t.entries[w.Name] = e
 		t.byIP[w.IP] = e
 		if w.MAC != (config.MAC{}) {
@@ -166,7 +171,7 @@ func (t *Table) move(e *entry, o Owner, now time.Time) Owner {
 	if o.Site != e.owner.Site {
 		t.counts.Moves++
 		e.moved = now
-		if len(e.moves) == MaxMoves {
+		if len(e.moves) == e.limit {
 			e.moves = slices.Delete(e.moves, 0, 1)
 		}
 		e.moves = append(e.moves, now)
@@ -181,7 +186,7 @@ func (e *entry) damped(now time.Time) bool {
 	if now.Before(e.frozen) {
 		return true
 	}
-	if len(e.moves) == MaxMoves && now.Sub(e.moves[0]) < MoveWindow {
+	if len(e.moves) == e.limit && now.Sub(e.moves[0]) < MoveWindow {
 		e.frozen = now.Add(FreezeTime)
 		e.moves = e.moves[:0]
 		return true

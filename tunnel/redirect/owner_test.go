@@ -16,7 +16,7 @@ var t0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 func testWorkloads() []config.Workload { return siteConfig("dc1").Workloads }
 
 func TestAnnounceActsAtOnce(t *testing.T) {
-	tab := NewTable("dc2", testWorkloads())
+	tab := NewTable("dc2", testWorkloads(), nil)
 	got := tab.Announce(mac("52:54:00:00:00:50"), ip("10.1.0.50"), t0)
 	if len(got) != 2 || got[1].Workload != "app6" {
 		t.Fatalf("not both addresses of the machine moved: %+v", got)
@@ -55,7 +55,7 @@ func TestAnnounceMatching(t *testing.T) {
 				{Name: "s2", MAC: mac("52:54:00:00:00:12"), IP: ip("10.1.0.12"), Site: "dc2"},
 				{Name: "other", MAC: mac("52:54:00:00:00:77"), IP: ip("10.1.0.77"), Site: "dc2"},
 				{Name: "nomac", IP: ip("10.1.0.78"), Site: "dc2"},
-			})
+			}, nil)
 			got := ""
 			if os := tab.Announce(mac(c.mac), c.ip, t0); len(os) > 0 {
 				got = os[0].Workload
@@ -86,7 +86,7 @@ func TestClaimRules(t *testing.T) {
 		{"bad previous", Owner{Workload: "app", Site: "dc1", Previous: "A", Seq: 9}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			tab := NewTable("here", testWorkloads()[:1])
+			tab := NewTable("here", testWorkloads()[:1], nil)
 			tab.Claim("dc2", []Owner{cur}, t0)
 			if got := len(tab.Claim("x", []Owner{c.o}, t0)) == 1; got != c.wins {
 				t.Errorf("wins %v, want %v", got, c.wins)
@@ -96,7 +96,7 @@ func TestClaimRules(t *testing.T) {
 }
 
 func TestFreshEnds(t *testing.T) {
-	tab := NewTable("dc2", testWorkloads()[:1])
+	tab := NewTable("dc2", testWorkloads()[:1], nil)
 	tab.Announce(mac("52:54:00:00:00:50"), netip.Addr{}, t0)
 	os, next := tab.View(t0.Add(AnchorTime - 1))
 	if !os[0].Fresh || !next.Equal(t0.Add(AnchorTime)) {
@@ -110,10 +110,20 @@ func TestFreshEnds(t *testing.T) {
 // Five moves in the window are believed, the sixth freezes, and after the
 // freeze the next announcement acts at once.
 func TestDamping(t *testing.T) {
-	tab := NewTable("dc1", testWorkloads()[:1])
+	damping(t, NewTable("dc1", testWorkloads()[:1], nil), 2)
+	// The limit is that of its segment.
+	ws := testWorkloads()[:1]
+	segments := []config.Segment{{ID: ws[0].Segment + 1, MoveLimit: 7}, {ID: ws[0].Segment, MoveLimit: 21}}
+	damping(t, NewTable("dc1", ws, segments), 10)
+}
+
+// damping has a workload move away and back, and away once more: that is the
+// last move that is believed.
+func damping(t *testing.T, tab *Table, times int) {
+	t.Helper()
 	m := mac("52:54:00:00:00:50")
 	now, seq := t0, uint64(0)
-	for range 2 { // away and back: four moves
+	for range times {
 		seq += 1
 		now = now.Add(10 * time.Second)
 		tab.Claim("dc2", []Owner{{Workload: "app", Site: "dc2", Seq: seq}}, now)
@@ -141,7 +151,7 @@ func TestDamping(t *testing.T) {
 // does not fight back.
 func TestSplitBrain(t *testing.T) {
 	m := mac("52:54:00:00:00:50")
-	a, b, c := NewTable("dc1", testWorkloads()[:1]), NewTable("dc2", testWorkloads()[:1]), NewTable("dc3", testWorkloads()[:1])
+	a, b, c := NewTable("dc1", testWorkloads()[:1], nil), NewTable("dc2", testWorkloads()[:1], nil), NewTable("dc3", testWorkloads()[:1], nil)
 	// dc3 had it; both others claim it while nobody hears of anybody.
 	c.Announce(m, netip.Addr{}, t0)
 	for _, tab := range []*Table{a, b} {
@@ -177,7 +187,7 @@ func TestClaimsConverge(t *testing.T) {
 			}
 		}
 		for range 3 {
-			tab := NewTable("dc1", testWorkloads()[:1])
+			tab := NewTable("dc1", testWorkloads()[:1], nil)
 			for range 3 {
 				r.Shuffle(len(claims), func(i, j int) { claims[i], claims[j] = claims[j], claims[i] })
 				tab.Claim("x", claims, t0)
