@@ -90,10 +90,18 @@
 // the one with the greater random number, or within 0.8 s the other one. Nothing
 // but probes is looked at then; what was learnt is forgotten, since it may be
 // wrong; routed traffic and streams go on. 5 s after the last probe the segment
-// carries again. Anybody on a LAN who sends probes back or makes them up can
-// cause this, as he can cause a loop. The edge of another segment on the same LAN
+// carries again. The edge of another segment on the same LAN
 // is taken for one too: a LAN is stretched by one segment, to as many sites as
 // wanted.
+//
+// Anybody on a LAN can send probes back or make them up, and so have his own
+// site's edge block. Probes are not authenticated, for it would not keep him from
+// it: all hosts of a LAN hear them, whoever sends back what he hears cannot be
+// told from a loop, and a key against forgery stops none of that. What he can do
+// is bounded: probes never cross, so it is his own LAN that is cut off; the other
+// sites go on among themselves, as do routed traffic and streams; the alarm says
+// that it is a loop or somebody who makes it look so; and it is over 5 s after he
+// stops. He could as well lay a second cable.
 //
 // # More than two sites
 //
@@ -256,7 +264,7 @@ type Stats struct {
 // Alarms are sentences about what needs a person; none when all is well.
 func (s *Stats) Alarms() (list []string) {
 	if s.Loop != nil {
-		list = append(list, fmt.Sprintf("segment %d is blocked: %v; remove the second way between the LANs", s.Segment, s.Loop))
+		list = append(list, fmt.Sprintf("segment %d is blocked: %v; remove the second way between the LANs, or find the host that sends such frames", s.Segment, s.Loop))
 	}
 	if s.Frozen > 0 {
 		list = append(list, fmt.Sprintf("segment %d: %d addresses move between sites too often and are frozen (%s): look for a loop or a duplicate", s.Segment, s.Frozen, strings.Join(s.FrozenMACs, ", ")))

@@ -365,6 +365,48 @@ func TestLoopBetweenSites(t *testing.T) {
 	}
 }
 
+// TestForgedProbes has a host make up probes, and another one send back what its
+// edge sends. Each cuts off its own site, and nobody else, for as long as it does.
+// The control case is a probe that says that its sender has blocked.
+func TestForgedProbes(t *testing.T) {
+	w := newSites(3, testBasic, true)
+	hosts := []*host{w.host(0, macA), w.host(1, macB), w.host(2, testMAC("cc"))}
+	w.run(3 * time.Second)
+	forge := func(id uint64, flags byte) func() {
+		return func() {
+			w.from(hosts[1], agentMsg{kind: msgProbe, flags: flags, segment: testBasic.ID, id: id}.appendFrame(nil, 0))
+		}
+	}
+	echo := func() { w.from(hosts[1], agentMsg{kind: msgProbe, segment: testBasic.ID, id: 20}.appendFrame(nil, 0)) }
+	for name, c := range map[string]struct {
+		send func()
+		want []int
+	}{
+		"of a lesser id": {forge(7, 0), []int{1}}, "of a greater id": {forge(1<<60, 0), []int{1}}, "sent back": {echo, []int{1}},
+		"control: of one that has blocked": {forge(1<<60, flagBlocked), nil},
+	} {
+		for range 10 {
+			c.send()
+			w.run(probeEvery)
+		}
+		if got := w.blocked(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: blocked %v, want %v", name, got, c.want)
+		}
+		for _, h := range hosts {
+			h.take()
+		}
+		w.from(hosts[0], data(broadcast, macA))
+		w.run(100 * time.Millisecond)
+		if far, cut := len(hosts[2].take()), len(hosts[1].take()); far != 1 || cut != map[bool]int{true: 1}[c.want == nil] {
+			t.Errorf("%s: a broadcast arrived %d times at the third site and %d at the one that is cut off", name, far, cut)
+		}
+		w.run(loopOver + time.Second)
+		if got := w.blocked(); got != nil {
+			t.Errorf("%s: %v is blocked when it is over", name, got)
+		}
+	}
+}
+
 // TestLoopControl is the control case: without guards nobody blocks, every
 // broadcast crosses the links in both directions, and whoever announces itself
 // seems to move until it is frozen, wherever that is.
