@@ -10,7 +10,7 @@ type Offload struct {
 	NoCut bool
 	// NoJoin: packets are written to TUN and TAP devices one by one.
 	NoJoin bool
-	// NoTrain: datagrams of the links leave one at a time.
+	// NoTrain: datagrams of the links leave and come one at a time.
 	NoTrain bool
 }
 

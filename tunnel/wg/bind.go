@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +32,8 @@ type binder struct {
 	backlog backlog
 	// apart says that no two datagrams may leave in one call.
 	apart atomic.Bool
+	// unmerged says that the kernel may not hand over datagrams merged.
+	unmerged atomic.Bool
 	// watching says that received has to see data messages.
 	watching atomic.Bool
 
@@ -37,6 +41,7 @@ type binder struct {
 	hs     handshaker
 	timer  *time.Timer
 	closed chan struct{} // of the current Open
+	port   uint16
 	// lastErr rations the log.
 	lastErr time.Time
 }
@@ -53,8 +58,11 @@ func (b *binder) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	}
 	closed := make(chan struct{})
 	b.mu.Lock()
-	b.closed = closed
+	b.closed, b.port = closed, actual
 	b.mu.Unlock()
+	if b.unmerged.Load() {
+		b.ungro(actual)
+	}
 	for i, fn := range fns {
 		fns[i] = b.receive(fn, closed)
 	}
@@ -75,6 +83,50 @@ func (b *binder) Close() error {
 	b.hs.reply.clear()
 	b.mu.Unlock()
 	return b.Bind.Close()
+}
+
+// unmerge has the kernel hand over datagrams one at a time from now on, and
+// reports whether that is new.
+func (b *binder) unmerge() (news bool) {
+	if b.unmerged.Swap(true) {
+		return false
+	}
+	b.mu.Lock()
+	port, open := b.port, b.closed != nil
+	b.mu.Unlock()
+	if open {
+		b.ungro(port)
+	}
+	return true
+}
+
+// ungro switches UDP_GRO off on the sockets of a port. wireguard-go switches it on
+// and does not give its sockets away, so they are looked for among those of this
+// process. It takes datagrams that are not merged as they are.
+func (b *binder) ungro(port uint16) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		b.log.Warn("receive offload stays on", "err", err)
+		return
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if p, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || p != unix.IPPROTO_UDP {
+			continue
+		}
+		local, err := unix.Getsockname(fd)
+		four, is4 := local.(*unix.SockaddrInet4)
+		six, is6 := local.(*unix.SockaddrInet6)
+		if err != nil || !(is4 && four.Port == int(port) || is6 && six.Port == int(port)) {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0); err != nil {
+			b.log.Warn("receive offload stays on", "err", err)
+		}
+	}
 }
 
 // setRTT tells the handshaker the smoothed round-trip time.

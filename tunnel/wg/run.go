@@ -186,10 +186,14 @@ func (l *Link) onTrain(m trainMsg, now time.Time) {
 	if m.kind == answer {
 		l.trainer.answered(m, now)
 	}
-	harmful := l.trainer.harmful
+	harmful, deaf := l.trainer.harmful, l.platform.judge.harmful()
 	l.mu.Unlock()
 	if send {
 		l.mux.sendControl(carrier.Probe, reply.append(nil))
+	}
+	if deaf && l.bind.unmerge() {
+		l.log.Warn("datagrams that the peer sends in one call get lost on the way, one at a time they do not: " +
+			"receiving them one at a time from now on, which is slower; the kernel's UDP receive offload or the network card's may be broken")
 	}
 	if harmful && !l.bind.apart.Swap(true) {
 		l.log.Warn("datagrams that leave in one call get lost on the way, one at a time they do not: sending them one at a time from now on, which is slower; " +
@@ -200,8 +204,14 @@ func (l *Link) onTrain(m trainMsg, now time.Time) {
 // train sends what the trainer has to send.
 func (l *Link) train(now time.Time) {
 	l.mu.Lock()
+	if l.state == Up && l.trainer.idle(now) && l.quality.RateOut < calm {
+		l.trainer.start(now)
+	}
 	cars, ask := l.trainer.tick(now)
 	m := trainMsg{kind: car, id: l.trainer.id}
+	if l.trainer.single {
+		m.count = 1
+	}
 	l.mu.Unlock()
 	if ask {
 		m.kind, cars = question, 1

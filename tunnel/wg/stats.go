@@ -44,6 +44,9 @@ type Stats struct {
 	// Apart says that datagrams leave one at a time: configured, or because
 	// trains of them got lost.
 	Apart bool `json:"apart"`
+	// Unmerged says that they are received one at a time: configured, or because
+	// trains of the peer got lost.
+	Unmerged bool `json:"unmerged"`
 
 	Drops      Drops         `json:"drops"`
 	Errors     Errors        `json:"errors"`

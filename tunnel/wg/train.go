@@ -5,10 +5,14 @@ import (
 	"time"
 )
 
-// Some kernels and hypervisors lose or damage datagrams that leave as a train,
-// as one call of UDP_SEGMENT. Whoever is behind one sees everything stall but
-// pings. So when a link comes up it sends a short train, and as many messages
-// one at a time, and asks the peer how many of each arrived.
+// Some kernels, drivers and hypervisors lose or damage datagrams that leave as a
+// train, in one call (UDP_SEGMENT), or that the receiver's kernel hands over
+// merged (UDP_GRO). Whoever is behind one sees everything stall but pings. So when
+// a link comes up, and again every half minute in which little crosses (the path
+// may be another one, and a link that stalls carries little), it sends a short
+// train, and as many messages one at a time, and asks the peer how many of each
+// arrived. Which of the two ends is to blame cannot be told from that, so both
+// do without: the one sends, the other receives one at a time.
 
 const (
 	trainCars = 16
@@ -26,10 +30,15 @@ const (
 	mostCars  = 12
 	badRounds = 3
 	maxRounds = 6
+	// trainAgain is the time from one test to the next, calm the rate in bytes a
+	// second up to which there is one: in a crowd trains get lost anyway.
+	trainAgain = 30 * time.Second
+	calm       = 64 << 10
 )
 
 // trainKind is the type of a message about trains. They are probes (see probe)
-// of further types: type u8, zero u8, count u16, id u32, and padding.
+// of further types: type u8, zero u8, count u16, id u32, and padding. The count of
+// a car is 1 if it left by itself.
 type trainKind uint8
 
 const (
@@ -62,27 +71,66 @@ func parseTrain(b []byte) (trainMsg, bool) {
 	return trainMsg{trainKind(b[0]), binary.BigEndian.Uint16(b[2:]), binary.BigEndian.Uint32(b[4:])}, true
 }
 
-// platform counts the cars of the newest train that arrives.
+// platform counts the cars of the newest train that arrives, and judges, as the
+// sender does, whether trains do not arrive here.
 type platform struct {
-	id    uint32
-	count uint16
+	id     uint32
+	count  uint16
+	single bool // the cars of this one left by themselves
+	asked  bool // about this one
+	judge  judge
 }
 
 // receive takes in a car or a question; a question has an answer.
 func (p *platform) receive(m trainMsg) (reply trainMsg, send bool) {
-	if m.kind == car {
-		if m.id != p.id {
-			*p = platform{id: m.id}
+	if m.id != p.id {
+		if m.kind != car && m.kind != question {
+			return trainMsg{}, false
 		}
+		*p = platform{id: m.id, judge: p.judge}
+	}
+	switch m.kind {
+	case car:
+		p.single = m.count == 1
 		p.count = min(p.count+1, 1<<15)
-		return trainMsg{}, false
+	case question:
+		if !p.asked {
+			p.asked = true
+			p.judge.train(p.count, p.single)
+		}
+		return trainMsg{kind: answer, count: p.count, id: m.id}, true
 	}
-	reply = trainMsg{kind: answer, id: m.id}
-	if m.id == p.id {
-		reply.count = p.count
-	}
-	return reply, m.kind == question
+	return trainMsg{}, false
 }
+
+// judge counts rounds of a train and as many cars by themselves.
+type judge struct {
+	together int // how many of the last train arrived
+	rounds   int
+	bad      int
+}
+
+// train takes in how many cars of a train arrived, or of those that left by
+// themselves. An end that does not send trains is not judged.
+func (j *judge) train(count uint16, single bool) {
+	switch {
+	case !single && count >= mostCars:
+		*j = judge{}
+	case !single:
+		j.together = int(count)
+	default:
+		if j.rounds == maxRounds {
+			*j = judge{together: j.together}
+		}
+		j.rounds++
+		if j.together <= fewCars && count >= mostCars {
+			j.bad++
+		}
+	}
+}
+
+// harmful reports whether trains get lost and single cars do not.
+func (j *judge) harmful() bool { return j.bad >= badRounds }
 
 // trainer finds out whether trains arrive. It is pure, and not safe for
 // concurrent use.
@@ -93,10 +141,9 @@ type trainer struct {
 	left      int  // of these, to be sent
 	due       time.Time
 	questions int
-	together  uint16 // how many of the last train arrived
-	rounds    int
-	bad       int
-	harmful   bool // trains are lost
+	judge     judge
+	harmful   bool      // trains are lost
+	again     time.Time // of the next test; zero: none
 }
 
 // start begins a test, unless the answer is known to be bad.
@@ -105,6 +152,11 @@ func (t *trainer) start(now time.Time) {
 		*t = trainer{id: t.id}
 		t.depart(now, false)
 	}
+}
+
+// idle reports whether the next test is due.
+func (t *trainer) idle(now time.Time) bool {
+	return !t.running && !t.harmful && !t.again.IsZero() && !now.Before(t.again)
 }
 
 // depart begins a train.
@@ -141,19 +193,17 @@ func (t *trainer) answered(m trainMsg, now time.Time) {
 	case !t.running || m.id != t.id || t.questions == 0:
 		return
 	case !t.single && m.count >= mostCars:
-		t.running = false // all is well
+		t.running, t.again = false, now.Add(trainAgain) // all is well
 		return
 	case !t.single:
-		t.together = m.count
+		t.judge.train(m.count, false)
 		t.depart(now, true)
 		return
 	}
-	t.rounds++
-	if t.together <= fewCars && m.count >= mostCars {
-		t.bad++
-	}
-	t.harmful = t.bad == badRounds
-	if t.running = false; !t.harmful && t.rounds < maxRounds {
+	t.judge.train(m.count, true)
+	t.harmful = t.judge.harmful()
+	t.running, t.again = false, now.Add(trainAgain)
+	if !t.harmful && t.judge.rounds < maxRounds {
 		t.depart(now, false)
 	}
 }

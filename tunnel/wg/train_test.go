@@ -2,8 +2,14 @@ package wg
 
 import (
 	"bytes"
+	"log/slog"
+	"net"
+	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
 
 	"stitch/tunnel/wg/carrier"
 )
@@ -31,8 +37,8 @@ func TestTrains(t *testing.T) {
 				a.until(t, Up, 60*time.Second)
 				time.Sleep(30 * time.Second)
 				for _, e := range []*simEnd{a, b} {
-					if got := e.Stats().Apart; got != c.apart {
-						t.Errorf("datagrams leave apart: %v", got)
+					if s := e.Stats(); s.Apart != c.apart || s.Unmerged != c.apart {
+						t.Errorf("datagrams leave one at a time: %v, come so: %v", s.Apart, s.Unmerged)
 					}
 				}
 				if c.loss > 0 {
@@ -89,7 +95,7 @@ func TestTrainerGivesUp(t *testing.T) {
 		t.Errorf("%+v: %d questions, %d cars", r, asked, sent)
 	}
 	r.answered(trainMsg{kind: answer, id: r.id}, now)
-	if r.running || r.rounds != 0 {
+	if r.running || r.judge.rounds != 0 {
 		t.Errorf("a late answer is taken: %+v", r)
 	}
 }
@@ -117,7 +123,7 @@ func TestTrainerJudges(t *testing.T) {
 			}
 			now = now.Add(tickInterval)
 		}
-		if r.running || r.harmful != c.harmful || r.rounds != c.rounds {
+		if r.running || r.harmful != c.harmful || r.judge.rounds != c.rounds {
 			t.Errorf("%d of a train and %d singles: %+v", c.train, c.single, r)
 		}
 	}
@@ -151,4 +157,125 @@ func TestTrainMessages(t *testing.T) {
 	if reply, _ := p.receive(trainMsg{kind: question, id: 6}); reply.count != 0 {
 		t.Errorf("%+v cars of a train that never came", reply)
 	}
+}
+
+// TestTrainsLater has a path that begins to tear trains after a while, as when the
+// edge or its way to the peer moves behind another network card. Control cases:
+// a path that does not, and one with so much traffic that nothing is concluded.
+func TestTrainsLater(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		torn, busy bool
+		apart      bool
+	}{{"good", false, false, false}, {"torn", true, false, true}, {"torn and busy", true, true, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
+				a, b := connected(t, n)
+				defer a.close(t)
+				defer b.close(t)
+				time.Sleep(time.Minute)
+				n.set(func() { n.torn = c.torn })
+				for range 60 {
+					for i := 0; c.busy && i < 100; i++ {
+						a.tun.In <- ipPacket(1000, uint16(i))
+						time.Sleep(5 * time.Millisecond)
+					}
+					time.Sleep(500 * time.Millisecond)
+					for len(b.tun.Out) > 0 {
+						<-b.tun.Out
+					}
+				}
+				if s := a.Stats(); s.Apart != c.apart {
+					t.Errorf("datagrams leave one at a time: %v", s.Apart)
+				}
+				if s := b.Stats(); s.Unmerged != c.apart {
+					t.Errorf("they come one at a time: %v", s.Unmerged)
+				}
+			})
+		})
+	}
+}
+
+// TestUnmerged has the kernel hand over a train merged and not, whenever that is
+// asked for: the datagrams are the same.
+func TestUnmerged(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		before, while bool
+		merged        int
+	}{{"merged", false, false, 1}, {"from the beginning", true, false, 0}, {"while it is open", false, true, 0}} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBinder(conn.NewDefaultBind(), true, new(counters), slog.New(slog.DiscardHandler), func(int) {})
+			b.unmerged.Store(c.before)
+			fns, port, err := b.Open(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			if c.while && (!b.unmerge() || b.unmerge()) {
+				t.Error("it is new once")
+			}
+			for fd, gro := range groOf(t, port) {
+				if gro != c.merged {
+					t.Errorf("descriptor %d: UDP_GRO is %d", fd, gro)
+				}
+			}
+			out, err := net.Dial("udp4", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer out.Close()
+			const size, cars = 1000, 20
+			train := make([]byte, cars*size)
+			for i := range train {
+				train[i] = byte(i / size)
+			}
+			raw, _ := out.(*net.UDPConn).SyscallConn()
+			_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Write(train); err != nil {
+				t.Fatal(err)
+			}
+			bufs, sizes, eps := make([][]byte, b.BatchSize()), make([]int, b.BatchSize()), make([]conn.Endpoint, b.BatchSize())
+			for i := range bufs {
+				bufs[i] = make([]byte, 1<<16)
+			}
+			for next := 0; next < cars; {
+				n, err := fns[0](bufs, sizes, eps)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range n {
+					if !bytes.Equal(bufs[i][:sizes[i]], train[next*size:(next+1)*size]) {
+						t.Fatalf("datagram %d has %d bytes, or others", next, sizes[i])
+					}
+					next++
+				}
+			}
+		})
+	}
+}
+
+// groOf is UDP_GRO of this process's sockets with a local port, by descriptor.
+func groOf(t *testing.T, port uint16) map[int]int {
+	t.Helper()
+	found := map[int]int{}
+	for fd := range 1024 {
+		local, err := unix.Getsockname(fd)
+		if err != nil {
+			continue
+		}
+		if a, ok := local.(*unix.SockaddrInet4); ok && a.Port == int(port) {
+			found[fd], _ = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+		}
+		if a, ok := local.(*unix.SockaddrInet6); ok && a.Port == int(port) {
+			found[fd], _ = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO)
+		}
+	}
+	if len(found) != 2 {
+		t.Fatalf("%d sockets of port %d", len(found), port)
+	}
+	return found
 }

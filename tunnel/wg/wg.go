@@ -102,9 +102,9 @@ type Config struct {
 	// Stock says that the peer is a WireGuard implementation without stitch:
 	// plain IP packets only, no probes.
 	Stock bool
-	// Apart sends datagrams one at a time, never several in one call: the way
-	// out where UDP segmentation offload harms. A link that finds out that it
-	// does, does so by itself.
+	// Apart sends and receives datagrams one at a time, never several in one
+	// call: the way out where UDP segmentation or receive offload harms. A link
+	// that finds out that one does, does so by itself.
 	Apart bool
 	// Resolver looks up the host of Endpoint; nil means net.DefaultResolver.
 	Resolver Resolver
@@ -191,6 +191,7 @@ func Open(cfg Config) (*Link, error) {
 	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
 	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.departed)
 	l.bind.apart.Store(cfg.Apart)
+	l.bind.unmerged.Store(cfg.Apart)
 	l.mux.arrived = l.bind.backlog.left
 	if err := l.start(host, port); err != nil {
 		return nil, fmt.Errorf("open link %s: %w", cfg.Name, err)
@@ -313,7 +314,7 @@ func (l *Link) Stats() Stats {
 	s.LastHandshake, s.Endpoint = info.handshake, info.endpoint
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
-	s.Apart = l.bind.apart.Load()
+	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
 	return s
 }
