@@ -20,7 +20,9 @@ import (
 // TestE2EBlackHole: the path begins to swallow datagrams above 1400 bytes and
 // says nothing. Connections on the link and on the segment that were opened
 // before go on, in packets that fit. The control case is the same connections
-// before, in packets that fill 1500 bytes.
+// before, in packets that fill 1500 bytes. Then the path carries no more than IPv6
+// asks for, 1280 bytes: first the kernels know it, as from ICMP, and fragment, then
+// nobody says so.
 func TestE2EBlackHole(t *testing.T) {
 	l := world(t, lab.Options{Rate: 100e6, RTT: 20 * time.Millisecond})
 	flows := map[string]*atomic.Int64{
@@ -48,6 +50,21 @@ func TestE2EBlackHole(t *testing.T) {
 	})
 	t.Logf("found out in %v", time.Since(start).Round(10*time.Millisecond))
 	progress("after")
+
+	routes := map[string][]string{"e1": {"198.51.100.20/32", "203.0.113.1"}, "e2": {"203.0.113.10/32", "198.51.100.1"}}
+	for edge, r := range routes {
+		run(t, l, edge, "nft", "delete table inet hole")
+		run(t, l, edge, "ip", "route", "add", r[0], "via", r[1], "dev", "wan0", "mtu", "1280")
+	}
+	progress("in fragments")
+	for edge, r := range routes {
+		run(t, l, edge, "ip", "route", "del", r[0])
+		run(t, l, edge, "nft", "add table inet hole { chain in { type filter hook prerouting priority -400; iifname wan0 udp length > 1260 drop; }; }")
+	}
+	eventually(t, 30*time.Second, "both ends send packets that fit into 1280 bytes", func() bool {
+		return innerMTU(t, l, "e1") == 1216 && innerMTU(t, l, "e2") == 1216
+	})
+	progress("in 1280 bytes")
 }
 
 // innerMTU is the largest packet an edge sends in one datagram.

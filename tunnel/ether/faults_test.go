@@ -1,64 +1,9 @@
 package ether
 
 import (
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 )
-
-// faults names for each hazard of a stretched network the test that provokes
-// it: a script of testdata, or a function in a test file.
-var faults = map[string][]string{
-	"L-01 loop between the LANs":             {"TestLoopBetweenSites", "TestLoopControl", "TestLoopOneWay", "TestE2ELoop"},
-	"L-02 loop within a LAN":                 {"TestLoopInside", "limits.txt"},
-	"L-03 broadcast storm":                   {"TestStorm", "TestE2EStorm"},
-	"L-04 unknown unicast":                   {"TestQueryBound", "learning.txt", "TestE2EStorm"},
-	"L-05 table flood":                       {"TestTableBound", "TestHave", "TestAddressBound"},
-	"L-06 one MAC at two sites":              {"freeze.txt", "dispute.txt"},
-	"L-07 migration to and fro":              {"freeze.txt", "slow_moves.txt"},
-	"L-08 spanning tree":                     {"TestFilters", "TestPolicy"},
-	"L-09 link protocols":                    {"TestFilters"},
-	"L-10 announcement storm":                {"TestAnnouncementStorm", "TestReportStorm"},
-	"L-11 silent host":                       {"TestFoundAfterRestart", "TestSilentMove", "TestE2ESilentHost"},
-	"L-12 odd sizes and types":               {"TestFilters", "FuzzParse", "FuzzSwitch", "FuzzInner"},
-	"L-13 VLAN tags":                         {"TestFilters", "TestPolicy", "vlans.txt", "TestE2EVLAN"},
-	"L-14 group memberships":                 {"multicast.txt", "TestAttach"},
-	"L-15 DHCP at both sites":                {"TestFilters", "TestPolicy"},
-	"L-16 router adverts, address detection": {"TestFilters", "TestPolicy", "suppress_v6.txt"},
-	"L-17 answers for the dead":              {"dead_vm.txt", "suppress.txt"},
-	"A-01 ARP spoofing":                      {"spoof.txt", "gateway.txt", "dispute.txt", "TestFilters"},
-	"A-02 ND spoofing, RA flood":             {"TestFilters"},
-	"A-03 stacked headers":                   {"TestFilters", "FuzzParse"},
-	"A-04 wrong source addresses":            {"TestFilters"},
-	"H-04 a peer with others' addresses":     {"spoof.txt", "TestHave", "TestTalkingHostStays"},
-}
-
-// TestFaults holds that table against what there is.
-func TestFaults(t *testing.T) {
-	var text strings.Builder
-	files, _ := filepath.Glob("*_test.go")
-	more, _ := filepath.Glob("../e2e_*_test.go")
-	for _, file := range append(files, more...) {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text.Write(b)
-	}
-	for fault, tests := range faults {
-		for _, name := range tests {
-			if strings.HasSuffix(name, ".txt") {
-				if _, err := os.Stat("testdata/" + name); err != nil {
-					t.Errorf("%s: %v", fault, err)
-				}
-			} else if !strings.Contains(text.String(), "func "+name+"(") {
-				t.Errorf("%s: there is no %s", fault, name)
-			}
-		}
-	}
-}
 
 // TestStorm is L-03: 20,000 broadcasts a second for 5 s. What crosses is held at
 // the limit, counted by size; unicast is not touched, and neither is ARP.
