@@ -8,7 +8,9 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev/super"
+	"stitch/tunnel/wg/carrier"
 )
 
 // ringTUN is a device that makes packets and counts those it gets, without an
@@ -160,12 +162,17 @@ func openRing(t testing.TB, options [2]func(*Config)) (links [2]*Link) {
 }
 
 // ringLinks opens two links between devices that make packets.
-func ringLinks(b *testing.B, packet []byte, onFrame func()) (links [2]*Link, tuns [2]*ringTUN) {
+func ringLinks(b *testing.B, packet []byte, onFrame func(), more ...func(*Config)) (links [2]*Link, tuns [2]*ringTUN) {
 	b.Helper()
 	var options [2]func(*Config)
 	for i := range options {
 		tuns[i] = newRingTUN(packet)
-		options[i] = func(c *Config) { c.TUN, c.OnFrame = tuns[i], func(uint16, []byte) { onFrame() } }
+		options[i] = func(c *Config) {
+			c.TUN, c.OnFrame = tuns[i], func(uint16, []byte) { onFrame() }
+			for _, o := range more {
+				o(c)
+			}
+		}
 	}
 	return openRing(b, options), tuns
 }
@@ -190,15 +197,19 @@ func BenchmarkPackets(b *testing.B) {
 	}
 }
 
-// BenchmarkFrames carries 32 Ethernet frames at a time.
+// BenchmarkFrames carries 32 Ethernet frames at a time: in one part or several
+// over a path of 1500 bytes, and a jumbo frame also over one that carries it whole.
 func BenchmarkFrames(b *testing.B) {
-	for _, size := range []int{100, 1412, 1514} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
+	for _, c := range []struct{ size, underlay int }{{100, 1500}, {1412, 1500}, {1514, 1500}, {9014, 1500}, {9014, 9216}} {
+		inner := config.InnerMTU(c.underlay, false)
+		parts, _ := carrier.Split(c.size, inner)
+		b.Run(fmt.Sprintf("%d/parts=%d", c.size, parts), func(b *testing.B) {
 			const batch = 32
 			arrived := make(chan struct{}, batch)
-			links, _ := ringLinks(b, nil, func() { arrived <- struct{}{} })
-			frame := make([]byte, size)
-			b.SetBytes(batch * int64(size))
+			wide := func(cfg *Config) { cfg.InnerMTU = inner }
+			links, _ := ringLinks(b, nil, func() { arrived <- struct{}{} }, wide)
+			frame := make([]byte, c.size)
+			b.SetBytes(batch * int64(c.size))
 			b.ReportAllocs()
 			for b.Loop() {
 				for range batch {

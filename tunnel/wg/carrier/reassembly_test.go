@@ -258,3 +258,37 @@ func FuzzReassembler(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkJoin joins a message from its parts, many others waiting. The copy of
+// the message is what it costs at least.
+func BenchmarkJoin(b *testing.B) {
+	for _, n := range []int{1514, 9014} {
+		msg := message(n, 0)
+		parts := cut(Frame, 1, 0, msg, 1440)
+		b.Run(fmt.Sprintf("%d/parts=%d", n, len(parts)), func(b *testing.B) {
+			var r Reassembler
+			for id := range uint32(MaxEntries / 2) {
+				r.Add(Header{Kind: Frame, Segment: 1, Last: 1, ID: 1<<31 + id}, msg[:1400], start)
+			}
+			b.SetBytes(int64(n))
+			b.ReportAllocs()
+			id := uint32(0)
+			for b.Loop() {
+				id++
+				for _, p := range parts {
+					p.h.ID = id
+					if whole := r.Add(p.h, p.data, start); whole != nil {
+						r.Release(whole)
+					}
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("%d/copy", n), func(b *testing.B) {
+			dst := make([]byte, n)
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				copy(dst, msg)
+			}
+		})
+	}
+}
