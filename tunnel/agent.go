@@ -25,6 +25,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
+	"stitch/tunnel/divert"
 	"stitch/tunnel/dns"
 	"stitch/tunnel/ether"
 	"stitch/tunnel/netdev"
@@ -52,6 +53,10 @@ type Seams struct {
 	Kernel redirect.Kernel
 	// Net is the kernel's TCP, for the stream plane.
 	Net stream.Net
+	// Divert makes the link plane's side, and Segments the stream plane's, of
+	// what takes connections out of segments; nil: none are taken.
+	Divert   func() *divert.Link
+	Segments stream.Segments
 	// Control serves what a plane answers; Path is the name of the socket in
 	// the run directory. Nil: it has none.
 	Control func(control.Config) (Runner, error)
@@ -79,8 +84,12 @@ func Linux(cfg *config.Config, log *slog.Logger) Seams {
 			c.Path, c.Log = filepath.Join(cfg.RunDir, c.Path), log
 			return control.Listen(c)
 		},
-		DNS:  func(c dns.Config) (Runner, error) { return dns.Listen(c) },
-		Rand: rand.Reader,
+		Divert: func() *divert.Link {
+			return divert.NewLink(filepath.Join(cfg.RunDir, divert.Socket), netdev.Linux{NoCut: cfg.Offload.NoCut, NoJoin: cfg.Offload.NoJoin}, log)
+		},
+		Segments: stream.NewLinuxSegments(filepath.Join(cfg.RunDir, divert.Socket), log),
+		DNS:      func(c dns.Config) (Runner, error) { return dns.Listen(c) },
+		Rand:     rand.Reader,
 	}
 }
 
@@ -112,7 +121,11 @@ func (a *Agent) RunStream(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	p, err := stream.New(stream.Config{Site: a.cfg.Site, Cfg: a.cfg, Links: links, Net: a.seams.Net, Rand: a.seams.Rand, Log: a.log})
+	cfg := stream.Config{Site: a.cfg.Site, Cfg: a.cfg, Links: links, Net: a.seams.Net, Rand: a.seams.Rand, Log: a.log}
+	if len(a.cfg.SplitSegments()) > 0 {
+		cfg.Segments = a.seams.Segments
+	}
+	p, err := stream.New(cfg)
 	if err != nil {
 		return err
 	}

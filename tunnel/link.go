@@ -7,16 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
+	"stitch/tunnel/divert"
 	"stitch/tunnel/dns"
 	"stitch/tunnel/ether"
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/redirect"
+	"stitch/tunnel/stream"
 	"stitch/tunnel/wg"
 )
 
@@ -28,6 +31,7 @@ type linkPlane struct {
 	links    map[string]*sender
 	segments []*segment
 	ports    map[uint16]*ether.Port // of segments, by id
+	divert   *divert.Link           // nil: no segment's connections are split
 	manager  *redirect.Manager
 	parts    []Runner
 	closers  []func() error // in the order of opening
@@ -83,6 +87,10 @@ func (p *linkPlane) open() error {
 			return err
 		}
 	}
+	if p.seams.Divert != nil && len(p.cfg.SplitSegments()) > 0 {
+		p.divert = p.seams.Divert()
+		p.parts = append(p.parts, p.divert)
+	}
 	for _, seg := range p.cfg.Segments {
 		if err := p.openSegment(seg); err != nil {
 			return err
@@ -122,17 +130,37 @@ func (p *linkPlane) openSegment(seg config.Segment) error {
 	if err != nil {
 		return errors.Join(err, attached.Close(), tap.Close())
 	}
-	port := ether.Open(ether.Config{
+	cfg := ether.Config{
 		Segment: seg, Peers: peers, TAP: tap, Own: attached.Own, ID: id, Log: p.log,
 		Static:     func() []ether.StaticMAC { return p.static(seg.ID) },
 		OnAnnounce: func(a ether.Announcement) { p.manager.Announce(a.MAC, a.IP) },
-	})
+	}
+	port := p.openPort(cfg, attached.MTU)
 	// The port closes its TAP; the TAP leaves the bridge with the attachment.
 	p.closers = append(p.closers, attached.Close, port.Close)
 	p.segments = append(p.segments, &segment{seg, port})
 	p.ports[seg.ID] = port
 	p.parts = append(p.parts, port)
 	return nil
+}
+
+// openPort opens the port of a segment, with what takes connections out of it if
+// any are to be split. Those begin only when a stream process runs, much later.
+func (p *linkPlane) openPort(cfg ether.Config, mtu int) *ether.Port {
+	id := cfg.Segment.ID
+	if p.divert == nil || !slices.Contains(p.cfg.SplitSegments(), id) {
+		return ether.Open(cfg)
+	}
+	selector := stream.NewSelector(p.cfg)
+	s := p.divert.Add(id, mtu, func(peer string, src, dst netip.AddrPort) bool { return selector.Split(id, peer, src, dst) })
+	cfg.Divert = s
+	cfg.OnAnnounce = func(a ether.Announcement) {
+		s.Seen(a.MAC)
+		p.manager.Announce(a.MAC, a.IP)
+	}
+	port := ether.Open(cfg)
+	s.Use(port)
+	return port
 }
 
 // drawID draws a number that is not 0.

@@ -33,6 +33,9 @@ func (p *linkPlane) status(context.Context) control.Status {
 		s.Segments = append(s.Segments, control.Raw(st))
 		s.Alarms = append(s.Alarms, st.Alarms()...)
 	}
+	if p.divert != nil {
+		s.Divert = control.Raw(p.divert.Stats())
+	}
 	m := p.manager.Stats()
 	s.Redirect = control.Raw(m)
 	if m.Error != "" {

@@ -22,8 +22,8 @@ func flowsCommand() *cli.Command {
 		ArgsUsage: "[CONFIG]",
 		Description: "A connection is carried as a stream (full: matched and compressed, compress,\n" +
 			"accelerate: as it is), or as packets. What is not optimised has a number that says\n" +
-			"why; below the table stands what the numbers mean and what can be done. What\n" +
-			"hosts of a stretched segment send each other is frames and not listed. Bytes of\n" +
+			"why; below the table stands what the numbers mean and what can be done. Of what\n" +
+			"hosts of a stretched segment send each other only streams are listed. Bytes of\n" +
 			"packets are shown if the kernel counts them (sysctl\n" +
 			"net.netfilter.nf_conntrack_acct=1).\n\n" +
 			"Examples:\n" +
@@ -69,6 +69,7 @@ type flowList struct {
 // flowView is what is printed of a stream.Flow.
 type flowView struct {
 	Peer      string  `json:"peer"`
+	Segment   int     `json:"segment"`
 	Proto     int     `json:"proto"`
 	Src       string  `json:"src"`
 	Dst       string  `json:"dst"`
@@ -111,6 +112,9 @@ func printFlows(w io.Writer, list *flowList) error {
 			reason = fmt.Sprint(f.Reason)
 		}
 		used[f.Reason]++
+		if f.Segment != 0 {
+			f.Peer += fmt.Sprintf(" segment %d", f.Segment)
+		}
 		row(f.Peer, protocol(f.Proto), f.Src, f.Dst, map[string]string{"near": "here", "far": "there"}[f.Side], f.Carried, bytes, wire, reason, cmp.Or(f.Domain, "-"), cmp.Or(f.Handshake, "-"), cmp.Or(f.State, "-"), age)
 	}
 	if err := t.Flush(); err != nil {

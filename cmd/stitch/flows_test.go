@@ -18,7 +18,8 @@ func TestFlows(t *testing.T) {
 		Flows: func() json.RawMessage {
 			return json.RawMessage(`{"flows":[
 				{"peer":"dc2","proto":6,"src":"10.1.0.10:5","dst":"10.2.0.10:4000","side":"near","carried":"full","bytes_out":2097152,"wire_out":1048576},
-				{"peer":"dc2","proto":17,"src":"10.2.0.10:5","dst":"10.1.0.10:53","side":"far","carried":"packets","reason":1}],
+				{"peer":"dc2","proto":17,"src":"10.2.0.10:5","dst":"10.1.0.10:53","side":"far","carried":"packets","reason":1},
+				{"peer":"dc2","segment":100,"proto":6,"src":"10.1.0.11:5","dst":"10.1.0.12:4000","side":"near","carried":"full"}],
 				"omitted":3,"incomplete":"no such module\u001b[2J","reasons":[{"reason":1,"why":"not TCP","advice":"nothing"},{"reason":2,"why":"unused","advice":""}]}`)
 		},
 	})
@@ -40,7 +41,8 @@ func TestFlows(t *testing.T) {
 	for _, want := range []string{
 		"dc2 tcp 10.1.0.10:5 10.2.0.10:4000 here full 2.1 MB 1.0 MB -",
 		"dc2 udp 10.2.0.10:5 10.1.0.10:53 there packets - - 1",
-		"1 connections as streams, 1 as packets, 3 not shown",
+		"dc2 segment 100 tcp 10.1.0.11:5 10.1.0.12:4000 here full",
+		"2 connections as streams, 1 as packets, 3 not shown",
 		"may be missing: no such module",
 		"reason 1 (1): not TCP. To do: nothing",
 	} {

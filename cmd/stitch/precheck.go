@@ -20,7 +20,7 @@ import (
 // directory. It changes nothing but that directory; every refusal is one line
 // that says what to do. The function returned gives the claim back.
 func claimMachine(cfg *config.Config) (func(), error) {
-	if err := errors.Join(checkCapability(), checkTUN("/dev/net/tun"), checkNft()); err != nil {
+	if err := errors.Join(checkCapability(), checkNamespaces(cfg), checkTUN("/dev/net/tun"), checkNft()); err != nil {
 		return nil, refusal{err}
 	}
 	unlock, err := lockRunDir(cfg.RunDir)
@@ -36,15 +36,34 @@ func claimMachine(cfg *config.Config) (func(), error) {
 
 // checkCapability checks that this process may configure the network.
 func checkCapability() error {
+	may, err := capable(unix.CAP_NET_ADMIN)
+	if err == nil && !may {
+		err = errors.New("this user may not configure the network: run it as root (sudo stitch ...) or give it CAP_NET_ADMIN")
+	}
+	return err
+}
+
+// checkNamespaces checks that this process may make network namespaces if
+// connections within segments are to be split.
+func checkNamespaces(cfg *config.Config) error {
+	if len(cfg.SplitSegments()) == 0 {
+		return nil
+	}
+	may, err := capable(unix.CAP_SYS_ADMIN)
+	if err == nil && !may {
+		err = errors.New("a [[stream]] or [[dial]] rule has a segment, whose connections live in a network namespace, which this user may not make: run it as root (sudo stitch ...), give it CAP_SYS_ADMIN, or remove the rule")
+	}
+	return err
+}
+
+// capable reports whether this process has a capability of the first 32.
+func capable(capability int) (bool, error) {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &data[0]); err != nil {
-		return fmt.Errorf("capabilities: %w", err)
+		return false, fmt.Errorf("capabilities: %w", err)
 	}
-	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return errors.New("this user may not configure the network: run it as root (sudo stitch ...) or give it CAP_NET_ADMIN")
-	}
-	return nil
+	return data[0].Effective&(1<<capability) != 0, nil
 }
 
 // checkTUN checks that TUN devices can be made.

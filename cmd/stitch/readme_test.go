@@ -27,7 +27,7 @@ func blocks(t *testing.T, language string) []string {
 
 // TestReadmeConfigs loads the quick start's files as printed and holds the two
 // sites' views against each other. A block that begins with "# in [table]" is
-// lines for that table of the first file.
+// lines for that table of the first file, one with "# besides" tables for it.
 func TestReadmeConfigs(t *testing.T) {
 	dir := t.TempDir()
 	sites := map[string]*config.Config{}
@@ -42,6 +42,10 @@ func TestReadmeConfigs(t *testing.T) {
 				t.Fatalf("no %s before %q", table, text)
 			}
 			loadReadme(t, filepath.Join(dir, "part.toml"), whole)
+			continue
+		}
+		if head == "# besides" {
+			loadReadme(t, filepath.Join(dir, "part.toml"), first+"\n"+rest)
 			continue
 		}
 		name, ok := strings.CutPrefix(head, "# /etc/stitch/")

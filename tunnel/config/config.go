@@ -10,6 +10,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -167,9 +168,12 @@ const (
 	Off Optimize = "off"
 )
 
-// StreamRule says which routed TCP connections are split and optimised.
+// StreamRule says which TCP connections are split and optimised.
 type StreamRule struct {
-	Peer      string
+	Peer string
+	// Segment is that of both hosts, whose frames cross it; 0: the rule is for
+	// routed connections.
+	Segment   uint16
 	To        []netip.Prefix
 	Ports     []PortRange
 	Handshake Handshake
@@ -181,11 +185,27 @@ type StreamRule struct {
 
 // DialRule says where the streams of a peer may go at this site.
 type DialRule struct {
-	Peer  string
-	To    []netip.Prefix
-	Ports []PortRange
+	Peer string
+	// Segment is as in StreamRule; both sites must say the same.
+	Segment uint16
+	To      []netip.Prefix
+	Ports   []PortRange
 	// Domain is that of the peer's streams; both sites must say the same.
 	Domain string
+}
+
+// SplitSegments are the ids of the segments that a stream or dial rule is about,
+// sorted.
+func (c *Config) SplitSegments() (ids []uint16) {
+	for _, r := range c.Streams {
+		ids = append(ids, r.Segment)
+	}
+	for _, r := range c.Dials {
+		ids = append(ids, r.Segment)
+	}
+	ids = slices.DeleteFunc(ids, func(id uint16) bool { return id == 0 })
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // PortRange is an inclusive range of TCP ports.

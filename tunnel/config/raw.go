@@ -55,6 +55,7 @@ type rawDomain struct {
 
 type rawStream struct {
 	Peer      string   `toml:"peer" eg:"'dc2'"`
+	Segment   *int64   `toml:"segment" eg:"100"`
 	To        []string `toml:"to" eg:"['10.2.0.0/24']"`
 	Ports     []any    `toml:"ports" eg:"[22, '4000-5999']"`
 	Handshake string   `toml:"handshake" eg:"'faithful'"`
@@ -63,10 +64,11 @@ type rawStream struct {
 }
 
 type rawDial struct {
-	Peer   string   `toml:"peer" eg:"'dc2'"`
-	To     []string `toml:"to" eg:"['10.1.0.0/24']"`
-	Ports  []any    `toml:"ports" eg:"[22, '4000-5999']"`
-	Domain string   `toml:"domain" eg:"'migration'"`
+	Peer    string   `toml:"peer" eg:"'dc2'"`
+	Segment *int64   `toml:"segment" eg:"100"`
+	To      []string `toml:"to" eg:"['10.1.0.0/24']"`
+	Ports   []any    `toml:"ports" eg:"[22, '4000-5999']"`
+	Domain  string   `toml:"domain" eg:"'migration'"`
 }
 
 type rawHistory struct {

@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -139,8 +140,9 @@ func (l *loader) streams() {
 		path := at("stream", i)
 		s := StreamRule{Peer: r.Peer, Domain: r.Domain, Handshake: Handshake(cmp.Or(r.Handshake, string(Faithful)))}
 		p := l.peer(path+".peer", r.Peer)
-		s.To = l.targets(path+".to", r.To)
-		if p != nil {
+		if r.Segment != nil {
+			s.Segment, s.To = l.onSegment(path, r.Peer, r.Segment, r.To)
+		} else if s.To = l.targets(path+".to", r.To); p != nil {
 			l.within(path+".to", s.To, append(l.homedAt(p.Name), p.Subnets...), "peer "+quote(p.Name))
 		}
 		s.Ports = l.ports(path+".ports", r.Ports)
@@ -161,14 +163,48 @@ func (l *loader) dials() {
 	for i, r := range l.raw.Dial {
 		path := at("dial", i)
 		l.peer(path+".peer", r.Peer)
-		d := DialRule{Peer: r.Peer, Domain: r.Domain, To: l.targets(path+".to", r.To)}
-		ours := slices.Clone(l.cfg.Subnets)
-		for _, s := range l.cfg.Segments {
-			ours = append(ours, s.Subnet)
+		d := DialRule{Peer: r.Peer, Domain: r.Domain}
+		if r.Segment != nil {
+			d.Segment, d.To = l.onSegment(path, r.Peer, r.Segment, r.To)
+		} else {
+			d.To = l.targets(path+".to", r.To)
+			ours := slices.Clone(l.cfg.Subnets)
+			for _, s := range l.cfg.Segments {
+				ours = append(ours, s.Subnet)
+			}
+			l.within(path+".to", d.To, ours, "this site")
 		}
-		l.within(path+".to", d.To, ours, "this site")
 		d.Ports = l.ports(path+".ports", r.Ports)
 		l.domain(path+".domain", r.Domain)
 		l.cfg.Dials = append(l.cfg.Dials, d)
 	}
+}
+
+// onSegment reads what a rule says about the hosts of a segment: its id, and
+// where a connection may go; without that to all of the segment's subnet. IPv6
+// prefixes are not checked: a segment has no IPv6 subnet of its own.
+func (l *loader) onSegment(path, peer string, id *int64, to []string) (uint16, []netip.Prefix) {
+	n := uint16(l.number(path+".segment", id, 0, 1, 65535))
+	i := slices.IndexFunc(l.cfg.Segments, func(s Segment) bool { return s.ID == n })
+	switch {
+	case n == 0:
+		return 0, nil
+	case i < 0:
+		l.problem(path+".segment", "there is no segment %d: add a [[segment]] with that id, or leave segment out if the connections are routed", n)
+		return 0, nil
+	}
+	s := l.cfg.Segments[i]
+	if peer != "" && !slices.Contains(s.Peers, peer) {
+		l.problem(path+".segment", "segment %d is not stretched to %s: add it to the segment's peers, or correct one of the two", n, quote(peer))
+	}
+	if len(to) == 0 {
+		return n, []netip.Prefix{s.Subnet}
+	}
+	prefixes := l.prefixes(path+".to", to)
+	for _, p := range prefixes {
+		if p.Addr().Is4() && s.Subnet.IsValid() && (p.Bits() < s.Subnet.Bits() || !s.Subnet.Contains(p.Addr())) {
+			l.problem(path+".to", "%v is not inside %v, the subnet of segment %d: narrow it, or leave segment out if the connections are routed", p, s.Subnet, n)
+		}
+	}
+	return n, prefixes
 }

@@ -26,7 +26,7 @@ const (
 )
 
 // Status is everything an agent says about itself. Sub-documents that another
-// package defines (wg.Stats, ether.Stats, redirect.Stats, stream.Stats) stay
+// package defines (wg.Stats, ether.Stats, divert.Stats, redirect.Stats, stream.Stats) stay
 // JSON here.
 type Status struct {
 	// Site is the name of this site, Version that of the program.
@@ -40,6 +40,8 @@ type Status struct {
 	Links []LinkStatus `json:"links"`
 	// Segments holds one ether.Stats per segment.
 	Segments []json.RawMessage `json:"segments"`
+	// Divert is a divert.Stats; absent when no segment's connections are split.
+	Divert json.RawMessage `json:"divert,omitempty"`
 	// Workloads says where every workload is.
 	Workloads []Workload `json:"workloads"`
 	// Services says where every service's name points.
@@ -121,6 +123,9 @@ func (s *Status) Merge(child *Status) {
 	s.Alarms = append(s.Alarms, child.Alarms...)
 	if child.Redirect != nil {
 		s.Redirect = child.Redirect
+	}
+	if child.Divert != nil {
+		s.Divert = child.Divert
 	}
 	if child.Streams != nil {
 		s.Streams = child.Streams

@@ -17,7 +17,9 @@ import (
 // Attachment is a TAP in the bridge of a LAN.
 type Attachment struct {
 	// Own are the MACs of the bridge and of the TAP, for Config.Own.
-	Own  []config.MAC
+	Own []config.MAC
+	// MTU is the bridge's.
+	MTU  int
 	undo []func() error
 }
 
@@ -53,7 +55,7 @@ func (a *Attachment) attach(seg config.Segment, tap string, log *slog.Logger) er
 	if err != nil {
 		return err
 	}
-	a.Own = []config.MAC{mac}
+	a.Own, a.MTU = []config.MAC{mac}, bridge.Attrs().MTU
 	if hw := port.Attrs().HardwareAddr; len(hw) == len(mac) {
 		a.Own = append(a.Own, config.MAC(hw))
 	}

@@ -155,6 +155,18 @@ type Sender interface {
 	SendFrame(segment uint16, frame []byte, h super.Header) bool
 }
 
+// Diverter takes frames of single connections out of a segment. Its methods are
+// called from the goroutines that move frames and must not block.
+type Diverter interface {
+	// FromLAN is offered each frame that is about to be sent to one peer, and
+	// reports whether it was taken. It borrows frame and may change it if it
+	// takes it; h is the TAP's word about it.
+	FromLAN(peer string, frame []byte, h super.Header) bool
+	// FromPeer is offered each frame that is about to be written to the LAN, and
+	// reports whether it must not get there. It borrows frame.
+	FromPeer(frame []byte) bool
+}
+
 // StaticMAC says where a workload is.
 type StaticMAC struct {
 	MAC config.MAC
@@ -209,6 +221,8 @@ type Config struct {
 	// MACs that are no workload's BroadcastLimit a second. It must not block
 	// and may call Claim. Nil: nobody listens.
 	OnAnnounce func(Announcement)
+	// Divert may take connections out; see Port.Deliver. Nil: nobody does.
+	Divert Diverter
 	// ID is a random number that tells this port from every other one. With 0
 	// it neither finds loops nor exchanges hosts with the peers' agents.
 	ID uint64
@@ -224,9 +238,14 @@ type Stats struct {
 	LANFrames uint64 `json:"lan_frames"`
 	LANBytes  uint64 `json:"lan_bytes"`
 	ToPeers   uint64 `json:"to_peers"`
+	// Diverted were taken from the LAN for split connections, Returned came from
+	// these for the LAN.
+	Diverted uint64 `json:"diverted,omitempty"`
+	Returned uint64 `json:"returned,omitempty"`
 	// LinkFrames and LinkBytes came from peers, Made is the number of frames
 	// made here for the LAN (answers to address requests, loop probes), ToLAN
-	// were written to the LAN: ToLAN and FromLink add up to LinkFrames and Made.
+	// were written to the LAN: ToLAN and FromLink add up to LinkFrames, Made and
+	// Returned.
 	LinkFrames uint64 `json:"link_frames"`
 	LinkBytes  uint64 `json:"link_bytes"`
 	Made       uint64 `json:"made"`

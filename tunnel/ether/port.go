@@ -96,6 +96,7 @@ type portCounts struct {
 	linkFrames, linkBytes, toLAN, writeFailed atomic.Uint64
 	tooLong, tooLongLink                      atomic.Uint64
 	made, relearn                             atomic.Uint64
+	diverted, returned, split                 atomic.Uint64
 }
 
 // alarmsPerSecond bounds the warnings about frozen and disputed addresses.
@@ -189,8 +190,37 @@ func (p *Port) fromLAN(frame []byte, h super.Header) {
 		for i := range p.peers {
 			p.send(&p.peers[i], frame, h)
 		}
+	case p.cfg.Divert != nil && p.cfg.Divert.FromLAN(p.peers[v.To-1].name, frame, h):
+		p.count.diverted.Add(1)
 	default:
 		p.send(&p.peers[v.To-1], frame, h)
+	}
+}
+
+// Carry sends a frame to a peer and reports whether the link took it. It borrows
+// frame.
+func (p *Port) Carry(to string, frame []byte) bool {
+	at := p.places[to]
+	return at != Local && p.peers[at-1].send.SendFrame(p.cfg.Segment.ID, frame, super.Header{})
+}
+
+// Deliver takes a frame that stands for one that peer sent, such as that of a
+// connection split here, and puts it into the LAN if the switch would carry it.
+// It borrows frame.
+func (p *Port) Deliver(peer string, frame []byte, h super.Header) {
+	p.count.returned.Add(1)
+	p.mu.Lock()
+	v := p.sw.FromPeer(p.now(), p.places[peer], frame)
+	p.mu.Unlock()
+	p.tell(&v)
+	if v.Drop != Carried {
+		return
+	}
+	w, ok := p.cfg.TAP.(netdev.SuperWriter)
+	if ok && w.WriteSuper(frame, h) == nil {
+		p.count.toLAN.Add(1)
+	} else {
+		p.count.writeFailed.Add(1)
 	}
 }
 
@@ -255,6 +285,10 @@ func (p *Port) FromLink(peer string, frame []byte) {
 	p.tell(&v)
 	switch v.Drop {
 	case Carried:
+		if p.cfg.Divert != nil && p.cfg.Divert.FromPeer(frame) {
+			p.count.split.Add(1)
+			return
+		}
 		p.lanes[from] = append(p.lanes[from], frame)
 	case AgentMessage:
 		p.poke() // there may be an answer
@@ -398,11 +432,12 @@ func (p *Port) Stats() Stats {
 		ToPeers:    p.count.toPeers.Load(),
 		LinkFrames: p.count.linkFrames.Load(), LinkBytes: p.count.linkBytes.Load(),
 		ToLAN: p.count.toLAN.Load(), Made: p.count.made.Load(), Relearn: p.count.relearn.Load(),
+		Diverted: p.count.diverted.Load(), Returned: p.count.returned.Load(),
 		FromLAN: map[string]uint64{}, FromLink: map[string]uint64{}, MACs: map[string]int{},
 	}
 	var lan, link counts
 	lan[LinkRefused], lan[TooLong] = p.count.linkRefused.Load(), p.count.tooLong.Load()
-	link[WriteFailed], link[TooLong] = p.count.writeFailed.Load(), p.count.tooLongLink.Load()
+	link[WriteFailed], link[TooLong], link[Split] = p.count.writeFailed.Load(), p.count.tooLongLink.Load(), p.count.split.Load()
 	lan.addTo(st.FromLAN)
 	link.addTo(st.FromLink)
 	names := make([]string, len(p.peers))

@@ -84,6 +84,8 @@ const (
 	UnknownUnicast
 	// UnknownPeer is a frame from a peer the segment is not stretched to.
 	UnknownPeer
+	// Split is a frame from a peer of a connection that is split here.
+	Split
 	// LinkRefused is a copy that the link did not take (it counts why).
 	LinkRefused
 	// WriteFailed is a frame that the TAP did not take.
@@ -102,7 +104,7 @@ var reasonNames = [numReasons]string{
 	LimitBroadcast: "limit-broadcast", LimitARP: "limit-arp",
 	Answered: "answered", LocalNeighbour: "local-neighbour",
 	LocalDestination: "local-destination", UnknownUnicast: "unknown-unicast",
-	UnknownPeer: "unknown-peer", LinkRefused: "link-refused",
+	UnknownPeer: "unknown-peer", Split: "split", LinkRefused: "link-refused",
 	WriteFailed: "write-failed",
 }
 

@@ -42,6 +42,8 @@ type device struct {
 	out   writer
 }
 
+var _ SuperWriter = (*device)(nil)
+
 // reader is the state of Read.
 type reader struct {
 	buf   []byte // a super-packet, header first; only a TUN's
@@ -67,6 +69,7 @@ type writer struct {
 	iov     []unix.Iovec
 	err     error
 	put     func(fd uintptr) bool // writes iov
+	header  [super.HeaderLen]byte // of WriteSuper
 }
 
 // newDevice wraps fd, which must be non-blocking, and takes it.
@@ -243,6 +246,18 @@ func (d *device) writeBatch(bufs [][]byte, offset int) (written int, first error
 	clear(w.pieces[:cap(w.pieces)])
 	w.merger.Reset(d.link, w.join)
 	return written, first
+}
+
+// WriteSuper implements SuperWriter.
+func (d *device) WriteSuper(b []byte, h super.Header) error {
+	d.outMu.Lock()
+	defer d.outMu.Unlock()
+	w := &d.out
+	h.Put(w.header[:])
+	w.pieces = append(w.pieces[:0], w.header[:], b)
+	err := d.send()
+	clear(w.pieces)
+	return closedError(err)
 }
 
 // sendAlone writes the packets of a super-packet that was refused one by one.

@@ -67,6 +67,52 @@ func (Linux) OpenPrivateTUN(name string, mtu int) (Device, error) {
 	return newDevice(name, fd, super.IP, false, super.JoinNothing, mtu)
 }
 
+// OpenLooseTAP creates a TAP with offloads, without address resolution, that
+// vanishes with its last descriptor, which it returns: to be handed to another
+// process. Its address is mac; it is up.
+func (l Linux) OpenLooseTAP(name string, mtu int, mac net.HardwareAddr) (fd int, err error) {
+	fd, err = open(name, mtu, request{flags: unix.IFF_TAP | unix.IFF_VNET_HDR})
+	if err != nil {
+		return -1, err
+	}
+	_, err = l.offer(fd)
+	if err == nil {
+		err = setLoose(name, mac)
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("open device %s: %w", name, err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// setLoose gives a device that is down its address and brings it up.
+func setLoose(name string, mac net.HardwareAddr) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find it: %w", err)
+	}
+	if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
+		return fmt.Errorf("set address %s: %w", mac, err)
+	}
+	if err := netlink.LinkSetARPOff(link); err != nil {
+		return fmt.Errorf("turn address resolution off: %w", err)
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// Adopt makes a Device of the descriptor of a TAP with offloads, which it takes.
+// The interface, called name, may be in another network namespace.
+func (l Linux) Adopt(name string, fd int) (Device, error) {
+	join := super.JoinTCP
+	if l.NoJoin {
+		join = super.JoinNothing
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(fmt.Errorf("adopt device %s: %w", name, err), unix.Close(fd))
+	}
+	return newDevice(name, fd, super.Ethernet, true, join, super.MaxPacket)
+}
+
 // offloaded opens a device with offloads.
 func (l Linux) offloaded(name string, mtu int, link super.Link, r request) (Device, error) {
 	fd, err := open(name, mtu, r)

@@ -42,6 +42,13 @@ type Cutter interface {
 	CutTo(n int)
 }
 
+// SuperWriter is a device that takes a super-packet, or a packet whose checksum
+// is not complete, as another device handed it over.
+type SuperWriter interface {
+	// WriteSuper sends one packet. It borrows b and does not write to it.
+	WriteSuper(b []byte, h super.Header) error
+}
+
 // Sizer is a device whose MTU can be changed while it is open.
 type Sizer interface {
 	// SetMTU sets the MTU of the interface, the most the kernel sends into it:

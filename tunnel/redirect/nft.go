@@ -191,9 +191,13 @@ func (p *planner) virtual() (matches []string) {
 	return matches
 }
 
-// streamRules returns the matches of the stream rules in file order.
+// streamRules returns the matches of the stream rules in file order. Those for
+// the hosts of a segment are not the kernel's: it sees no frames of theirs.
 func (p *planner) streamRules() (rules []ruleView) {
 	for _, r := range p.cfg.Streams {
+		if r.Segment != 0 {
+			continue
+		}
 		verdict := "goto hold"
 		switch {
 		case r.Optimize == config.Off:

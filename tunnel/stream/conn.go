@@ -256,9 +256,12 @@ func (pc *peerConn) keepStep(ctx context.Context, d *domain, own, peer hello) er
 
 // requestOpen asks the far agent to connect and waits for its answer. An error
 // before the far agent has said that it dials means that another connection
-// may be tried.
-func requestOpen(pc *peerConn, t tuple, m mode) (window uint32, kind Refusal, dialling bool, err error) {
-	o := openRequest{Window: startWindow, Mode: m, Src: t.src, Dst: t.dst}
+// may be tried. macs are those of the two hosts if they are of a segment.
+func requestOpen(pc *peerConn, t tuple, macs hostMACs, m mode) (window uint32, kind Refusal, dialling bool, err error) {
+	if t.segment != 0 && pc.terms.Features&featureSegment == 0 {
+		return 0, Unable, false, nil
+	}
+	o := openRequest{Window: startWindow, Mode: m, Src: t.src, Dst: t.dst, Segment: t.segment, SrcMAC: macs.src, DstMAC: macs.dst}
 	if err := pc.out.data(appendFrame(nil, frameOpen, o.append(nil))); err != nil {
 		return 0, 0, false, err
 	}

@@ -27,6 +27,18 @@
 // A rule with handshake "early" writes the SYN back at once and opens the
 // stream in parallel; a refusal is then a reset after connect.
 //
+// # Hosts of one segment
+//
+// Two hosts of one stretched segment send each other frames, which no TPROXY sees.
+// The link process hands their SYNs to this package (package divert) if a rule
+// with a segment covers them; what follows is as above, but the SYN is a frame,
+// and it is put into the kernel of the segment's own namespace, whose one rule
+// gives everything to transparent sockets. OPEN has the two MACs, so that the far
+// agent's connection to the server comes from the client's. A client's packets
+// are given to the kernel from the moment its connection is split until a while
+// after its end (flowLinger), so that last retransmissions are answered by the
+// socket that knows them.
+//
 // # When optimisation cannot be had
 //
 // If no connection to the peer can be had, or the peer cannot or may not dial,
@@ -65,7 +77,8 @@
 //	  5   REJECT   listener    instead of WELCOME: HMAC 32, reason in words, at most 200
 //	  6   RESYNC   both        summary of a history (package dedupe), at most 64 KiB
 //	 16   OPEN     dialler     window 4, mode 1 (0 full, 1 compress, 2 accelerate), family 1 (4 or 6),
-//	                           source and destination: address 4 or 16, port 2 each
+//	                           source and destination: address 4 or 16, port 2 each; for hosts of a
+//	                           segment: its id 2, MAC of the source 6, of the destination 6
 //	 17   DIALING  listener    empty: OPEN has been accepted for dialling
 //	 18   OPENED   listener    window 4
 //	 19   REFUSED  listener    kind 1 (see Refusal)
@@ -102,7 +115,8 @@
 // side does not offer or does not know, or a domain that no rule there names for
 // this peer is a REJECT, and is said in the status of both sides; nothing that
 // follows is sent, so nothing can be misread. Features: bit 0, SEED
-// frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package block).
+// frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package
+// block); bit 3, OPEN with a segment.
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME

@@ -302,13 +302,13 @@ func (d *domain) reachable() bool {
 }
 
 // open has the peer connect. Kind 0 is success; the caller then owns pc.
-func (d *domain) open(ctx context.Context, t tuple, m mode) (pc *peerConn, window uint32, kind Refusal) {
+func (d *domain) open(ctx context.Context, t tuple, macs hostMACs, m mode) (pc *peerConn, window uint32, kind Refusal) {
 	for range warm + 1 {
 		pc, err := d.take(ctx)
 		if err != nil {
 			return nil, 0, unreached
 		}
-		window, kind, dialling, err := requestOpen(pc, t, m)
+		window, kind, dialling, err := requestOpen(pc, t, macs, m)
 		if err == nil && kind == 0 {
 			return pc, window, 0
 		}

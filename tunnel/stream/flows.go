@@ -36,6 +36,7 @@ const (
 	FromEdge
 	Encrypted
 	RuleAccelerates
+	SegmentAway
 )
 
 // Explanation is what a Reason means and what can be done about it.
@@ -64,12 +65,15 @@ func Reasons() []Explanation {
 		{FromEdge, "it begins on this edge host itself: only what is forwarded is split", "nothing, or begin it at another host of the site"},
 		{Encrypted, "what is sent from here is TLS or SSH, which neither repeats nor compresses: only its TCP is accelerated", "nothing: what is encrypted is never opened"},
 		{RuleAccelerates, "its [[stream]] rule says optimize = \"accelerate\": only its TCP is accelerated", "write \"full\" or \"compress\" if that was not intended"},
+		{SegmentAway, "the link process did not take it out of its segment when it began", "look at the log of the agent; later connections are optimised"},
 	}
 }
 
 // Flow is one connection that crosses a link.
 type Flow struct {
 	Peer string `json:"peer"`
+	// Segment is that of both hosts; 0: the connection is routed.
+	Segment uint16 `json:"segment,omitempty"`
 	// Proto is the IP protocol, Src who began it.
 	Proto uint8          `json:"proto"`
 	Src   netip.AddrPort `json:"src"`
@@ -105,8 +109,8 @@ type FlowList struct {
 }
 
 // Flows lists the connections that cross the links, at most so many: streams
-// first, then those with the most bytes. What hosts of a stretched segment send
-// each other is frames and not listed. Safe at any time.
+// first, then those with the most bytes. Of what hosts of a stretched segment send
+// each other only streams are listed: the rest is frames. Safe at any time.
 func (p *Proxy) Flows(most int) FlowList {
 	list := FlowList{Reasons: Reasons(), Flows: []Flow{}}
 	streams := make(map[tuple]bool)
@@ -119,7 +123,7 @@ func (p *Proxy) Flows(most int) FlowList {
 			list.Incomplete = fmt.Sprintf("the kernel tracks more than %d connections", maxTracked)
 			return false
 		}
-		t := tuple{c.Src, c.Dst}
+		t := tuple{src: c.Src, dst: c.Dst}
 		// What is or was split is known above, or has ended.
 		if streams[t] && c.Proto == protoTCP || c.Mark&config.MarkSplit != 0 {
 			return true
@@ -222,7 +226,7 @@ func (p *policy) packetFlow(c Tracked, bound string, why Reason, site func(netip
 	if f.Side == "far" {
 		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
 	}
-	rule, covered := p.covers(c.Dst)
+	rule, covered := p.covers(0, c.Dst)
 	switch {
 	case c.Proto != protoTCP:
 		f.Reason = NotTCP
@@ -268,7 +272,7 @@ func (q *peer) flows(streams map[tuple]bool) (out []Flow) {
 // flow describes the stream.
 func (r *relay) flow(peer string) Flow {
 	f := Flow{
-		Peer: peer, Proto: protoTCP, Src: r.src, Dst: r.dst, Side: "far", Carried: r.mode.String(), Domain: r.pc.domain.name,
+		Peer: peer, Segment: r.segment, Proto: protoTCP, Src: r.src, Dst: r.dst, Side: "far", Carried: r.mode.String(), Domain: r.pc.domain.name,
 		BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load()), WireOut: r.pc.out.written.Load(), WireIn: r.pc.read.Load(),
 		Age: time.Since(r.began).Seconds(), State: r.stage(),
 	}
@@ -280,7 +284,7 @@ func (r *relay) flow(peer string) Flow {
 	}
 	if r.near {
 		f.Side, f.Handshake = "near", "faithful"
-		if rule, _ := r.pc.domain.q.p.policy.covers(r.dst); rule.Handshake == config.Early {
+		if rule, _ := r.pc.domain.q.p.policy.covers(r.segment, r.dst); rule.Handshake == config.Early {
 			f.Handshake = "early"
 		}
 	}

@@ -27,7 +27,7 @@ func TestReasonsAreNumbered(t *testing.T) {
 			t.Errorf("the README does not have %s", row)
 		}
 	}
-	if last := all[len(all)-1].Reason; last != RuleAccelerates {
+	if last := all[len(all)-1].Reason; last != SegmentAway {
 		t.Errorf("the last one explained is %d", last)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/stream/block"
 )
 
@@ -51,6 +52,8 @@ const (
 	maxPlanting = 2 + (2+2*maxSpans)*binary.MaxVarintLen64
 	openLen4    = 4 + 1 + 1 + 2*(4+2)
 	openLen6    = 4 + 1 + 1 + 2*(16+2)
+	// openSegment is what OPEN has besides for hosts of a segment.
+	openSegment = 2 + 2*6
 )
 
 // errFrame is wrapped by every error about bytes that are no valid frame.
@@ -73,7 +76,7 @@ func bodyBounds(t frameType) (lo, hi int, ok bool) {
 	case frameReady, frameDialing, frameReset:
 		return 0, 0, true
 	case frameOpen:
-		return openLen4, openLen6, true
+		return openLen4, openLen6 + openSegment, true
 	case frameOpened:
 		return 4, 4, true
 	case frameRefused:
@@ -203,6 +206,9 @@ type openRequest struct {
 	Window   uint32
 	Mode     mode
 	Src, Dst netip.AddrPort
+	// Segment is that of both, with their MACs; 0: the connection is routed.
+	Segment        uint16
+	SrcMAC, DstMAC config.MAC
 }
 
 // append appends the body.
@@ -217,7 +223,11 @@ func (o openRequest) append(b []byte) []byte {
 		b = append(b, ap.Addr().AsSlice()...)
 		b = binary.BigEndian.AppendUint16(b, ap.Port())
 	}
-	return b
+	if o.Segment == 0 {
+		return b
+	}
+	b = append(binary.BigEndian.AppendUint16(b, o.Segment), o.SrcMAC[:]...)
+	return append(b, o.DstMAC[:]...)
 }
 
 // parseOpen reads the body of OPEN. IPv4 inside IPv6 is not accepted: one
@@ -228,7 +238,7 @@ func parseOpen(body []byte) (openRequest, error) {
 		return o, fmt.Errorf("%w: open of %d bytes", errFrame, len(body))
 	}
 	size := map[byte]int{4: 4, 6: 16}[body[5]]
-	if size == 0 || len(body) != 6+2*(size+2) {
+	if tail := len(body) - (6 + 2*(size+2)); size == 0 || tail != 0 && tail != openSegment {
 		return o, fmt.Errorf("%w: open of %d bytes for family %d", errFrame, len(body), body[5])
 	}
 	o.Window, o.Mode = binary.BigEndian.Uint32(body), mode(body[4])
@@ -239,6 +249,12 @@ func parseOpen(body []byte) (openRequest, error) {
 	o.Dst = parseAddrPort(body[6+size+2:], size)
 	if o.Src.Addr().Is4In6() || o.Dst.Addr().Is4In6() {
 		return o, fmt.Errorf("%w: IPv4 inside an IPv6 address", errFrame)
+	}
+	if tail := body[6+2*(size+2):]; len(tail) > 0 {
+		o.Segment, o.SrcMAC, o.DstMAC = binary.BigEndian.Uint16(tail), config.MAC(tail[2:8]), config.MAC(tail[8:14])
+		if o.Segment == 0 {
+			return o, fmt.Errorf("%w: open in segment 0", errFrame)
+		}
 	}
 	return o, nil
 }

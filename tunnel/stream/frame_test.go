@@ -61,9 +61,9 @@ func testPlanting() *planting {
 
 func testTuple(v6 bool) tuple {
 	if v6 {
-		return tuple{netip.MustParseAddrPort("[fd00:1::10]:40000"), netip.MustParseAddrPort("[fd00:2::10]:4444")}
+		return tuple{src: netip.MustParseAddrPort("[fd00:1::10]:40000"), dst: netip.MustParseAddrPort("[fd00:2::10]:4444")}
 	}
-	return tuple{netip.MustParseAddrPort("10.1.0.10:40000"), netip.MustParseAddrPort("10.2.0.10:4444")}
+	return tuple{src: netip.MustParseAddrPort("10.1.0.10:40000"), dst: netip.MustParseAddrPort("10.2.0.10:4444")}
 }
 
 func TestGoldenFrames(t *testing.T) {

@@ -42,8 +42,10 @@ const (
 	featureUrgent
 	// featureTables: tables among a stream's literals may be shuffled.
 	featureTables
+	// featureSegment: connections between hosts of a segment are split.
+	featureSegment
 
-	ourFeatures = featureSeed | featureUrgent | featureTables
+	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.

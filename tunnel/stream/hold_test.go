@@ -12,7 +12,7 @@ var t0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func numbered(n int) syn {
 	a := netip.AddrFrom4([4]byte{10, 1, byte(n >> 8), byte(n)})
-	return syn{tuple{netip.AddrPortFrom(a, uint16(1024+n>>16)), testTuple(false).dst}, 1, 2}
+	return syn{tuple{src: netip.AddrPortFrom(a, uint16(1024+n>>16)), dst: testTuple(false).dst}, 1, 2}
 }
 
 func TestHoldLife(t *testing.T) {

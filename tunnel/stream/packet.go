@@ -29,7 +29,11 @@ const (
 var errNotSYN = errors.New("stream: not a plain SYN")
 
 // tuple names a connection by the client's address and the server's.
-type tuple struct{ src, dst netip.AddrPort }
+type tuple struct {
+	src, dst netip.AddrPort
+	// segment is that of both; 0: the connection is routed.
+	segment uint16
+}
 
 // syn is what is needed of a client's SYN.
 type syn struct {
@@ -72,7 +76,7 @@ func parseIPv4(p []byte) (tuple, []byte, bool) {
 		return tuple{}, nil, false
 	}
 	src, dst := netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20]))
-	return tuple{netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)}, p[ip4Header:], true
+	return tuple{src: netip.AddrPortFrom(src, 0), dst: netip.AddrPortFrom(dst, 0)}, p[ip4Header:], true
 }
 
 // parseIPv6 returns the addresses and the TCP segment.
@@ -84,7 +88,7 @@ func parseIPv6(p []byte) (tuple, []byte, bool) {
 	if src.Is4In6() || dst.Is4In6() {
 		return tuple{}, nil, false
 	}
-	return tuple{netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)}, p[ip6Header:], true
+	return tuple{src: netip.AddrPortFrom(src, 0), dst: netip.AddrPortFrom(dst, 0)}, p[ip6Header:], true
 }
 
 // parseTCP fills ports and sequence numbers from the segment.

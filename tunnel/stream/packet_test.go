@@ -115,7 +115,7 @@ func TestReplies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		back := tuple{k.dst, k.src}
+		back := tuple{src: k.dst, dst: k.src}
 		want := synPacket(t, back, nil, func(ip4 *layers.IPv4, ip6 *layers.IPv6, p *layers.TCP) {
 			ip4.TTL, ip6.HopLimit = replyTTL, replyTTL
 			p.SYN, p.RST, p.ACK, p.Seq, p.Ack, p.Window, p.Options = false, true, true, 0, s.next, 0, nil

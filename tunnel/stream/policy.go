@@ -28,23 +28,53 @@ func newPolicy(cfg *config.Config) *policy {
 }
 
 // rule returns the first stream rule for a connection; ok is false if it must
-// not be split.
+// not be split. One within a segment must be between two hosts of its subnet.
 func (p *policy) rule(t tuple) (r config.StreamRule, ok bool) {
-	if p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] {
+	if p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] || t.segment != 0 && !p.neighbours(t) {
 		return r, false
 	}
-	r, ok = p.covers(t.dst)
+	r, ok = p.covers(t.segment, t.dst)
 	return r, ok && r.Optimize != config.Off
 }
 
-// covers returns the first stream rule for a destination.
-func (p *policy) covers(dst netip.AddrPort) (r config.StreamRule, ok bool) {
+// covers returns the first stream rule for a destination: a routed one, or in a
+// segment.
+func (p *policy) covers(segment uint16, dst netip.AddrPort) (r config.StreamRule, ok bool) {
 	for _, r := range p.cfg.Streams {
-		if matches(r.To, r.Ports, dst) {
+		if r.Segment == segment && matches(r.To, r.Ports, dst) {
 			return r, true
 		}
 	}
 	return r, false
+}
+
+// neighbours reports whether both ends are hosts of the tuple's segment: of its
+// IPv4 subnet and not the gateway, or of one IPv6 /64.
+func (p *policy) neighbours(t tuple) bool {
+	i := slices.IndexFunc(p.cfg.Segments, func(s config.Segment) bool { return s.ID == t.segment })
+	src, dst := t.src.Addr(), t.dst.Addr()
+	if i < 0 || !hostAddr(src) || !hostAddr(dst) || src == dst || src.Is4() != dst.Is4() {
+		return false
+	}
+	if s := p.cfg.Segments[i]; src.Is4() {
+		return s.Subnet.Contains(src) && s.Subnet.Contains(dst) && src != s.Gateway && dst != s.Gateway
+	}
+	lan, err := src.Prefix(64)
+	return err == nil && lan.Contains(dst)
+}
+
+// Selector says which connections within a segment the stream plane wants.
+// Immutable; safe for concurrent use.
+type Selector struct{ p *policy }
+
+// NewSelector returns the Selector of a configuration, which it borrows for good.
+func NewSelector(cfg *config.Config) Selector { return Selector{newPolicy(cfg)} }
+
+// Split reports whether a connection that a host of this LAN begins towards one at
+// peer is to be split.
+func (s Selector) Split(segment uint16, peer string, src, dst netip.AddrPort) bool {
+	r, ok := s.p.rule(tuple{src: src, dst: dst, segment: segment})
+	return ok && r.Peer == peer
 }
 
 // modeOf is how the streams of a rule are carried.
@@ -93,14 +123,18 @@ func (p *policy) domains(peer string) []use {
 
 // mayDial says whether the peer may have us connect from t.src to t.dst on a
 // connection of a domain: 0 if the destination is listed for it in that
-// domain, the source is a host of its site, and neither is a workload.
+// domain, the source is a host of its site, or both of the segment, and neither
+// is a workload.
 func (p *policy) mayDial(peer, domain string, t tuple) Refusal {
 	if !hostAddr(t.src.Addr()) || !hostAddr(t.dst.Addr()) || t.src.Port() == 0 ||
 		t.src.Addr().Is4() != t.dst.Addr().Is4() ||
-		p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] || !p.fromPeer(peer, t.src.Addr()) {
+		p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] {
 		return Denied
 	}
-	return p.listed(peer, domain, t.dst)
+	if t.segment == 0 && !p.fromPeer(peer, t.src.Addr()) || t.segment != 0 && !p.neighbours(t) {
+		return Denied
+	}
+	return p.listed(peer, domain, t)
 }
 
 func (p *policy) fromPeer(peer string, src netip.Addr) bool {
@@ -113,10 +147,10 @@ func (p *policy) fromPeer(peer string, src netip.Addr) bool {
 }
 
 // listed looks for a dial rule of the domain.
-func (p *policy) listed(peer, domain string, dst netip.AddrPort) Refusal {
+func (p *policy) listed(peer, domain string, t tuple) Refusal {
 	kind := Denied
 	for _, d := range p.cfg.Dials {
-		if d.Peer != peer || !matches(d.To, d.Ports, dst) {
+		if d.Peer != peer || d.Segment != t.segment || !matches(d.To, d.Ports, t.dst) {
 			continue
 		}
 		if d.Domain == domain {

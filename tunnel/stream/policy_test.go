@@ -41,7 +41,7 @@ func TestRule(t *testing.T) {
 		{"10.1.0.10:1", "10.2.0.60:22", ""}, // a service
 		{"[fd00:1::1]:1", "[fd00:2::1]:65535", "dc2"},
 	} {
-		r, ok := p.rule(tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)})
+		r, ok := p.rule(tuple{src: netip.MustParseAddrPort(c.src), dst: netip.MustParseAddrPort(c.dst)})
 		if ok != (c.peer != "") || r.Peer != c.peer {
 			t.Errorf("%s -> %s: %q, %v", c.src, c.dst, r.Peer, ok)
 		}
@@ -75,7 +75,7 @@ func TestMayDial(t *testing.T) {
 		{"dc2", "[fd00:2::1]:40000", "[ff02::1]:4000", false},
 		{"dc2", "10.2.0.10:40000", "[fd00:1::1]:4000", false},
 	} {
-		k := tuple{netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)}
+		k := tuple{src: netip.MustParseAddrPort(c.src), dst: netip.MustParseAddrPort(c.dst)}
 		if got := p.mayDial(c.peer, "", k); (got == 0) != c.want || !c.want && got != Denied {
 			t.Errorf("%s: %s -> %s: %v", c.peer, c.src, c.dst, got)
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,9 @@ type Config struct {
 	Links []Link
 	// Net is the kernel or a fake of it.
 	Net Net
+	// Segments leads to the hosts of stretched segments; nil: there are none
+	// whose connections are split.
+	Segments Segments
 	// MaxStreams is how many streams the Proxy carries at most, near and far
 	// together and those being opened. Above it new connections pass as packets,
 	// until a 32nd of them has ended. 0 means 16384, or fewer if there are not
@@ -59,6 +63,7 @@ type Proxy struct {
 	byName map[string]*peer
 	gate   gate
 	tasks  sync.WaitGroup
+	split  splitFlows
 
 	// holding and accepting are held by the loops of the hold device and of the
 	// listeners while they work, not while they wait: see Prove.
@@ -79,6 +84,8 @@ type Proxy struct {
 type opened struct {
 	domain *domain
 	mode   mode
+	macs   hostMACs
+	flow   *splitFlow // of a segment
 	pc     *peerConn
 	window uint32
 }
@@ -166,7 +173,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	for _, l := range listeners {
-		p.spawn(func() { acceptLoop(ctx, l, p.log, p.accepted) })
+		p.spawn(func() { acceptLoop(ctx, l, p.log, p.routed) })
+	}
+	if p.cfg.Segments != nil {
+		p.spawn(func() { p.cfg.Segments.Run(ctx, segmentIntake{p, ctx}) })
 	}
 	p.spawn(func() { p.expire(ctx) })
 	p.spawn(func() { cancel(p.readHold(ctx, device)) })
@@ -242,7 +252,14 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 		p.passUnruled(s.tuple, packet)
 		return
 	}
+	p.hold(ctx, s, rule, packet)
+}
+
+// hold decides about a SYN that a rule covers. It borrows packet, which is a frame
+// if the SYN is of a segment.
+func (p *Proxy) hold(ctx context.Context, s syn, rule config.StreamRule, packet []byte) {
 	o := p.planned(rule)
+	o.macs = macsOf(s.tuple, packet)
 	p.mu.Lock()
 	v, stale, unused := p.table.SYN(s, packet, time.Now())
 	if v == verdictCrowded {
@@ -254,9 +271,9 @@ func (p *Proxy) holdPacket(ctx context.Context, packet []byte) {
 	}
 	switch v {
 	case verdictReinject:
-		p.inject(packet)
+		p.inject(s.tuple, packet)
 	case verdictPass, verdictCrowded:
-		p.pass(o.domain, packet)
+		p.pass(o.domain, s.tuple, packet)
 	case verdictOpen:
 		p.open(ctx, o, s.tuple, rule.Handshake == config.Early)
 	}
@@ -275,7 +292,7 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 			q.mu.Lock()
 			q.unruled++
 			q.mu.Unlock()
-			p.send(q, packet)
+			p.send(q, t, packet)
 			return
 		}
 	}
@@ -291,8 +308,10 @@ func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 		p.passHeld(o.domain, t, PeerUnreachable)
 	case !p.enter():
 		p.passHeld(o.domain, t, TooManyStreams)
-	case early:
-		p.release(t, o)
+	case early && t.segment == 0:
+		p.release(ctx, t, o)
+	case early: // what it takes comes by whoever calls this
+		p.spawn(func() { p.release(ctx, t, o) })
 	default:
 		p.spawn(func() { p.ask(ctx, o, t) })
 	}
@@ -310,9 +329,9 @@ func (p *Proxy) enter() bool {
 // ask has the peer connect and gives the client its answer.
 func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 	var kind Refusal
-	o.pc, o.window, kind = o.domain.open(ctx, t, o.mode)
+	o.pc, o.window, kind = o.domain.open(ctx, t, o.macs, o.mode)
 	if kind == 0 {
-		p.release(t, o)
+		p.release(ctx, t, o)
 		return
 	}
 	o.drop()
@@ -332,14 +351,36 @@ func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 		if !ok {
 			return
 		}
+		p.answer(o.domain.q, s, packet, kind)
+	}
+}
+
+// answer gives the client of a SYN what its server answered.
+func (p *Proxy) answer(q *peer, s syn, packet []byte, kind Refusal) {
+	if s.segment == 0 {
 		if reply := buildReply(nil, s, packet, kind); reply != nil {
-			p.inject(reply)
+			p.inject(s.tuple, reply)
+		}
+		return
+	}
+	if reply := buildReply(nil, s, packet[etherHeader:], kind); reply != nil {
+		frame := slices.Concat(packet[6:12], packet[0:6], packet[12:etherHeader], reply)
+		if err := p.cfg.Segments.ToLAN(s.segment, q.link.Peer, frame); err != nil {
+			p.log.Debug("answer", "segment", s.segment, "err", err)
 		}
 	}
 }
 
 // release lets the kernel complete the client's handshake.
-func (p *Proxy) release(t tuple, o *opened) {
+func (p *Proxy) release(ctx context.Context, t tuple, o *opened) {
+	flow, err := p.divert(ctx, o.domain.q.link.Peer, t, o.macs, true)
+	if err != nil {
+		p.log.Debug("divert", "segment", t.segment, "err", err)
+		o.drop()
+		p.passHeld(o.domain, t, SegmentAway)
+		return
+	}
+	o.flow = flow
 	p.mu.Lock()
 	packet, ok := p.table.Opened(t, o, time.Now())
 	p.mu.Unlock()
@@ -347,7 +388,7 @@ func (p *Proxy) release(t tuple, o *opened) {
 		o.drop()
 		return
 	}
-	p.inject(packet)
+	p.inject(t, packet)
 }
 
 // passHeld carries a held SYN as a packet, and remembers why.
@@ -359,25 +400,37 @@ func (p *Proxy) passHeld(d *domain, t tuple, why Reason) {
 	}
 	p.mu.Unlock()
 	if ok {
-		p.pass(d, packet)
+		p.pass(d, t, packet)
 	}
 }
 
 // pass carries the SYN of a stream that could not be had as a packet.
-func (p *Proxy) pass(d *domain, packet []byte) {
+func (p *Proxy) pass(d *domain, t tuple, packet []byte) {
 	d.count(func(s *Traffic) { s.Passed++ })
-	p.send(d.q, packet)
+	p.send(d.q, t, packet)
 }
 
-// send sends a packet into the link.
-func (p *Proxy) send(q *peer, packet []byte) {
-	if err := p.cfg.Net.Pass(q.link, packet); err != nil {
+// send sends a packet, or a frame of a segment, into the link.
+func (p *Proxy) send(q *peer, t tuple, packet []byte) {
+	var err error
+	if t.segment == 0 {
+		err = p.cfg.Net.Pass(q.link, packet)
+	} else {
+		err = p.cfg.Segments.ToPeer(t.segment, q.link.Peer, packet)
+	}
+	if err != nil {
 		p.log.Debug("pass", "peer", q.link.Peer, "err", err)
 	}
 }
 
-// inject writes a packet into the hold device, towards the kernel.
-func (p *Proxy) inject(packet []byte) {
+// inject gives the kernel a packet, by the hold device, or a frame of a segment.
+func (p *Proxy) inject(t tuple, packet []byte) {
+	if t.segment != 0 {
+		if err := p.cfg.Segments.Inject(t.segment, packet); err != nil {
+			p.log.Warn("segment", "segment", t.segment, "err", err)
+		}
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, err := p.device.Write([][]byte{packet}, 0); err != nil && !errors.Is(err, net.ErrClosed) {
@@ -387,18 +440,24 @@ func (p *Proxy) inject(packet []byte) {
 
 // drop ends a stream that was not to be had or that nobody wants.
 func (o *opened) drop() {
-	defer o.domain.q.p.gate.leave()
+	p := o.domain.q.p
+	defer p.gate.leave()
+	defer p.split.end(o.flow, time.Now())
 	if o.pc != nil {
 		o.pc.conn.Close()
 		o.domain.forget(o.pc)
 	}
 }
 
-// accepted joins a connection from the transparent listener to its stream.
-func (p *Proxy) accepted(ctx context.Context, c Conn) {
+// routed takes a connection from the transparent listener.
+func (p *Proxy) routed(ctx context.Context, c Conn) {
+	p.accepted(ctx, tuple{src: addrPort(c.RemoteAddr()), dst: addrPort(c.LocalAddr())}, c)
+}
+
+// accepted joins a connection from a transparent listener to its stream.
+func (p *Proxy) accepted(ctx context.Context, t tuple, c Conn) {
 	p.accepting.Lock()
 	defer p.accepting.Unlock()
-	t := tuple{addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())}
 	o := p.join(t)
 	if o == nil {
 		c.Close()
@@ -417,7 +476,7 @@ func (p *Proxy) join(t tuple) *opened {
 		return o
 	}
 	rule, split := p.policy.rule(t)
-	if split && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) && p.enter() {
+	if split && t.segment == 0 && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) && p.enter() {
 		return p.planned(rule)
 	}
 	p.stray++
@@ -428,13 +487,14 @@ func (p *Proxy) join(t tuple) *opened {
 func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
 	if o.pc == nil {
 		var kind Refusal
-		if o.pc, o.window, kind = o.domain.open(ctx, t, o.mode); kind != 0 {
+		if o.pc, o.window, kind = o.domain.open(ctx, t, o.macs, o.mode); kind != 0 {
 			c.Close()
 			o.drop()
 			return
 		}
 	}
 	defer p.gate.leave()
+	defer func() { p.split.end(o.flow, time.Now()) }()
 	defer o.domain.forget(o.pc)
 	o.domain.relay(t, true, c, o.pc, o.mode, o.window)
 }
@@ -448,6 +508,9 @@ func (p *Proxy) expire(ctx context.Context) {
 		p.mu.Unlock()
 		for _, o := range unused {
 			o.drop()
+		}
+		for _, f := range p.split.expire(time.Now()) {
+			p.cfg.Segments.Remove(f)
 		}
 	}
 }

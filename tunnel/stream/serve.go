@@ -121,7 +121,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err != nil {
 		return err
 	}
-	t := tuple{o.Src, o.Dst}
+	t := tuple{src: o.Src, dst: o.Dst, segment: o.Segment}
 	if kind := q.mayDial(pc.domain, t); kind != 0 {
 		return q.refuse(pc, kind)
 	}
@@ -132,6 +132,11 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err := pc.send(frameDialing, nil); err != nil {
 		return err
 	}
+	flow, err := q.p.divert(ctx, q.link.Peer, t, hostMACs{o.SrcMAC, o.DstMAC}, false)
+	if err != nil {
+		return q.refuse(pc, Unable)
+	}
+	defer func() { q.p.split.end(flow, time.Now()) }()
 	local, err := pc.dialWatched(ctx, q.p.spawn, func(ctx context.Context) (Conn, error) { return q.connect(ctx, t) })
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
@@ -163,13 +168,21 @@ func (q *peer) mayDial(d *domain, t tuple) Refusal {
 // taken by its last connection.
 func (q *peer) connect(ctx context.Context, t tuple) (Conn, error) {
 	for try := 1; ; try++ {
-		c, err := q.p.cfg.Net.Dial(ctx, t.src, t.dst)
+		c, err := q.dialHost(ctx, t)
 		taken := errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, syscall.EADDRNOTAVAIL)
 		if !taken || try == addressTries {
 			return c, err
 		}
 		sleep(ctx, addressPause)
 	}
+}
+
+// dialHost dials a server.
+func (q *peer) dialHost(ctx context.Context, t tuple) (Conn, error) {
+	if t.segment != 0 {
+		return q.p.cfg.Segments.Dial(ctx, t.segment, t.src, t.dst)
+	}
+	return q.p.cfg.Net.Dial(ctx, t.src, t.dst)
 }
 
 // refuse answers OPEN and waits for the near agent to close.
