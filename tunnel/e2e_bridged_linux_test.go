@@ -1,14 +1,27 @@
 package tunnel_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"stitch/tunnel/divert"
 	"stitch/tunnel/lab"
+	"stitch/tunnel/stream"
 )
 
 // bridged is the lab with rules for segment 100: s1 at one site, s2 at the other,
@@ -57,19 +70,218 @@ func bridgedWorld(t *testing.T, o lab.Options) *lab.Lab {
 	return l
 }
 
-// TestE2EBridged sends data between two hosts of one subnet.
+// Addresses and MACs of the two hosts.
+const (
+	s1MAC, s2MAC = "02:53:54:01:00:11", "02:53:54:01:00:12"
+	s1IP, s2IP   = "10.1.0.11", "10.1.0.12"
+	s1IP6, s2IP6 = "fd00:1::11", "fd00:1::12"
+)
+
+// TestE2EBridged: connections between two hosts of one subnet are split, begun at
+// either end, by IPv4 and IPv6; both ends see each other's MAC, address and port;
+// what was sent before hardly crosses.
 func TestE2EBridged(t *testing.T) {
 	l := bridgedWorld(t, wan100)
-	for _, c := range []struct {
-		from, to, addr string
-	}{
-		{"s1", "s2", "10.1.0.12:4000"}, {"s2", "s1", "10.1.0.11:4000"}, {"s1", "s2", "[fd00:1::12]:4000"},
+	seen := frames(t, l)
+	data := mix(6<<20, 7)
+	for _, c := range []struct{ from, to, src, dst string }{
+		{"s1", "s2", s1IP, s2IP}, {"s2", "s1", s2IP, s1IP}, {"s1", "s2", s1IP6, s2IP6},
 	} {
-		before := streamsTotal(t, l, "e1")
-		echo(t, l, c.from, c.to, c.addr, mix(4<<20, 7))
-		if n := streamsTotal(t, l, "e1"); n != before+1 {
-			t.Errorf("%s: %d streams, want %d", c.addr, n, before+1)
+		near := map[string]string{"s1": "e1", "s2": "e2"}[c.from]
+		before, wire := streamsTotal(t, l, near), streamStats(t, l, near).Peers[0].WireOut
+		ln := listen(t, l, c.to, netip.AddrPortFrom(netip.MustParseAddr(c.dst), 4000).String())
+		got := make(chan string, 1)
+		go func() {
+			server, err := ln.AcceptTCP()
+			if err != nil {
+				got <- err.Error()
+				return
+			}
+			defer server.Close()
+			h := sha256.New()
+			_, err = io.Copy(io.MultiWriter(h, server), server)
+			got <- fmt.Sprintf("%v %x %v", server.RemoteAddr(), h.Sum(nil), err)
+		}()
+		client := mustDial(t, l, c.from, ln.Addr().String())
+		local := client.LocalAddr()
+		back, err := both(client, data)
+		want := fmt.Sprintf("%v %x <nil>", local, sha256.Sum256(data))
+		if server := <-got; err != nil || back != sha256.Sum256(data) || server != want || local.(*net.TCPAddr).IP.String() != c.src {
+			t.Errorf("%s to %s: client %v, %v; the server saw %s, want %s", c.from, c.to, local, err, server, want)
+		}
+		ln.Close()
+		p := streamStats(t, l, near).Peers[0]
+		if n := streamsTotal(t, l, near); n != before+1 {
+			t.Errorf("%s to %s: %d connections were split at %s, want one", c.from, c.to, n-before, near)
+		}
+		wire = p.WireOut - wire
+		t.Logf("%s to %s: %d bytes as %d", c.from, c.to, len(data), wire)
+		if c.dst == s2IP6 && wire*20 > int64(len(data)) { // the same bytes as with IPv4
+			t.Errorf("what had been sent crossed again as %d bytes of %d", wire, len(data))
 		}
 	}
-	t.Logf("%+v", divertStats(t, l, "e1"))
+	seen()
+	for host, want := range map[string]string{"s1": s2IP + " dev eth0 lladdr " + s2MAC, "s2": s1IP + " dev eth0 lladdr " + s1MAC} {
+		if out := run(t, l, host, "ip", "neigh"); !strings.Contains(out, want) {
+			t.Errorf("%s: no %q in\n%s", host, want, out)
+		}
+	}
+	bridgedPolicy(t, l)
+}
+
+// frames looks at what both hosts get, until the function it returns is called: all
+// TCP of the other's address must be from the other's MAC, and for this one.
+func frames(t *testing.T, l *lab.Lab) func() {
+	t.Helper()
+	stop := make(map[string]func())
+	file := func(host string) string { return filepath.Join(t.TempDir(), host+".pcap") }
+	files := map[string]string{"s1": file("s1"), "s2": file("s2")}
+	for host, f := range files {
+		stop[host] = sniff(t, l, host, "eth0", f)
+	}
+	return func() {
+		for host, f := range files {
+			stop[host]()
+			own, other, ip, ip6 := s1MAC, s2MAC, s2IP, s2IP6
+			if host == "s2" {
+				own, other, ip, ip6 = s2MAC, s1MAC, s1IP, s1IP6
+			}
+			filter := fmt.Sprintf("tcp and (src host %s or src host %s)", ip, ip6)
+			all := packets(t, f, filter)
+			if wrong := packets(t, f, fmt.Sprintf("%s and not (ether src %s and ether dst %s)", filter, other, own)); all < 100 || wrong > 0 {
+				t.Errorf("%s: %d of %d packets had wrong MACs", host, wrong, all)
+			}
+		}
+	}
+}
+
+// packets counts those of a capture that match.
+func packets(t *testing.T, file, filter string) int {
+	t.Helper()
+	out, err := exec.Command("tcpdump", "-n", "-r", file, filter).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Count(out, []byte("\n"))
+}
+
+// bridgedPolicy: a port without a rule, a port the peer does not dial, and a
+// workload are not touched; an open connection is listed.
+func bridgedPolicy(t *testing.T, l *lab.Lab) {
+	newMachine(t, l) // the workload, at s1's site
+	before := streamsTotal(t, l, "e1") + streamsTotal(t, l, "e2")
+	echo(t, l, "s1", "s2", s2IP+":6000", mix(1<<20, 8))
+	echo(t, l, "s1", "s2", s2IP+":5000", mix(1<<20, 8)) // no [[dial]] there
+	ln := listenAt(t, lab.Namespace(l.Options().Name+"-app"), "10.1.0.50:4000")
+	go echoAll(ln)
+	c := mustDial(t, l, "s2", "10.1.0.50:4000")
+	exchange(t, c)
+	if n := streamsTotal(t, l, "e1") + streamsTotal(t, l, "e2"); n != before {
+		t.Errorf("%d connections were split that must not be", n-before)
+	}
+	go echoAll(listen(t, l, "s2", s2IP+":4001"))
+	c = mustDial(t, l, "s1", s2IP+":4001")
+	exchange(t, c)
+	for _, e := range []struct{ edge, side string }{{"e1", "near"}, {"e2", "far"}} {
+		var list stream.FlowList
+		out := run(t, l, e.edge, programPath(t), "flows", "--json", "--run-dir", filepath.Join(l.Options().Dir, e.edge))
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(list.Flows, func(f stream.Flow) bool { return f.Src.String() == c.LocalAddr().String() })
+		if i < 0 || list.Flows[i].Segment != 100 || list.Flows[i].Side != e.side || list.Flows[i].Carried != "full" {
+			t.Errorf("%s lists %+v", e.edge, list.Flows)
+		}
+	}
+}
+
+// listenAt returns a listener in a namespace.
+func listenAt(t *testing.T, ns lab.Namespace, addr string) net.Listener {
+	t.Helper()
+	var ln net.Listener
+	if err := ns.Do(func() (err error) { ln, err = net.Listen("tcp", addr); return }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+// TestE2EBridgedFaithful compares with connections that cross as frames.
+func TestE2EBridgedFaithful(t *testing.T) {
+	l := bridgedWorld(t, wan100)
+	verdictsOf(t, l, "s1", "s2", s2IP)
+	compare(t, l, scenes, "s1", "s2", s2IP)
+}
+
+// TestE2EBridgedKills: the death of a stream process resets its connections at both
+// ends, and new ones pass meanwhile and stay whole when it is back; the death of a
+// link process resets none.
+func TestE2EBridgedKills(t *testing.T) {
+	l := bridgedWorld(t, wan100)
+	go echoAll(listen(t, l, "s2", s2IP+":4000"))
+	for _, edge := range []string{"e1", "e2"} {
+		split := mustDial(t, l, "s1", s2IP+":4000")
+		exchange(t, split)
+		old, supervisor := processes(t, l, edge)
+		if err := syscall.Kill(supervisor, syscall.SIGSTOP); err != nil { // else it starts another at once
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = split.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := split.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: the client saw %v, want a reset", edge, err)
+		}
+		passed := mustDial(t, l, "s1", s2IP+":4000")
+		exchange(t, passed)
+		if err := syscall.Kill(supervisor, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		restarted(t, l, edge, "stream", old)
+		eventually(t, 15*time.Second, "connections are split again", func() bool {
+			before := streamsTotal(t, l, "e1")
+			c := mustDial(t, l, "s1", s2IP+":4000")
+			exchange(t, c)
+			return streamsTotal(t, l, "e1") > before
+		})
+		exchange(t, passed)
+	}
+	for _, edge := range []string{"e1", "e2"} {
+		split := mustDial(t, l, "s1", s2IP+":4000")
+		exchange(t, split)
+		old := kill(t, l, edge, "link")
+		restarted(t, l, edge, "link", old)
+		exchange(t, split)
+		if st := divertStats(t, l, edge); st.Frames == 0 || st.Flows == 0 {
+			t.Errorf("%s: %+v, want the connection to go on split", edge, st)
+		}
+	}
+}
+
+// processes are the pids of an edge's stream process and of its supervisor.
+func processes(t *testing.T, l *lab.Lab, edge string) (child, supervisor int) {
+	t.Helper()
+	for _, p := range status(t, l, edge).Processes {
+		if p.Name == "stream" && p.Pid > 0 {
+			return p.Pid, parentOf(t, p.Pid)
+		}
+	}
+	t.Fatalf("no stream process at %s", edge)
+	return 0, 0
+}
+
+// parentOf reads the parent of a process.
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	n, err := strconv.Atoi(strings.Fields(rest)[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

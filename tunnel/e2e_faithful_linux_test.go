@@ -337,10 +337,10 @@ func stall() time.Duration {
 	return 3 * time.Second
 }
 
-// play plays a scene between h1 and h2 and returns what both ends noted.
-func (sc scene) play(t *testing.T, l *lab.Lab, addr string) []string {
+// play plays a scene between two hosts and returns what both ends noted.
+func (sc scene) play(t *testing.T, l *lab.Lab, from, to, addr string) []string {
 	t.Helper()
-	ln := listen(t, l, "h2", addr)
+	ln := listen(t, l, to, addr)
 	defer ln.Close()
 	meet, mu := make(map[string]chan struct{}), new(sync.Mutex)
 	server := &party{name: "server", meet: meet, mu: mu}
@@ -352,7 +352,7 @@ func (sc scene) play(t *testing.T, l *lab.Lab, addr string) []string {
 			server.Close()
 		}
 	})
-	c, err := dial(l, "h1", addr)
+	c, err := dial(l, from, addr)
 	if err != nil {
 		ln.Close()
 		tasks.Wait()
@@ -378,18 +378,23 @@ var verdicts = []string{
 // as it would directly. A verdict of accept, with nobody listening and with
 // somebody, is the control case.
 func TestE2EConnect(t *testing.T) {
-	l := world(t, wan100)
+	verdictsOf(t, world(t, wan100), "h1", "h2", "10.2.0.10")
+}
+
+// verdictsOf compares what becomes of SYNs to a port that no rule covers, and to
+// one that is split.
+func verdictsOf(t *testing.T, l *lab.Lab, from, to, addr string) {
 	rules := "add table inet faithful\nadd chain inet faithful in { type filter hook input priority 0; }\n"
 	for i, v := range verdicts {
 		rules += fmt.Sprintf("add rule inet faithful in tcp dport { %d, %d } %s\n", 6100+i, 4300+i, v)
 	}
-	cmd := l.Command("h2", "nft", "-f", "-")
+	cmd := l.Command(to, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v: %s", err, out)
 	}
 	connect := func(port int) string {
-		c, err := dialFor(l, "h1", fmt.Sprintf("10.2.0.10:%d", port), 2500*time.Millisecond)
+		c, err := dialFor(l, from, fmt.Sprintf("%s:%d", addr, port), 2500*time.Millisecond)
 		if err == nil {
 			c.Close()
 		}
@@ -413,10 +418,10 @@ func TestE2EConnect(t *testing.T) {
 
 	// A server that answers late is met late: the first SYN is lost.
 	for port, how := range map[int]string{6200: "direct", 4400: "split"} {
-		listen(t, l, "h2", fmt.Sprintf("10.2.0.10:%d", port))
-		run(t, l, "h2", "nft", "insert", "rule", "inet", "faithful", "in", "tcp", "dport", fmt.Sprint(port), "drop")
-		time.AfterFunc(1500*time.Millisecond, func() { _ = l.Command("h2", "nft", "flush", "chain", "inet", "faithful", "in").Run() })
-		if c, err := dialFor(l, "h1", fmt.Sprintf("10.2.0.10:%d", port), 15*time.Second); err != nil {
+		listen(t, l, to, fmt.Sprintf("%s:%d", addr, port))
+		run(t, l, to, "nft", "insert", "rule", "inet", "faithful", "in", "tcp", "dport", fmt.Sprint(port), "drop")
+		time.AfterFunc(1500*time.Millisecond, func() { _ = l.Command(to, "nft", "flush", "chain", "inet", "faithful", "in").Run() })
+		if c, err := dialFor(l, from, fmt.Sprintf("%s:%d", addr, port), 15*time.Second); err != nil {
 			t.Errorf("%s, a server that answers after 1.5 s: %v", how, err)
 		} else {
 			c.Close()
@@ -429,7 +434,12 @@ func TestE2EConnect(t *testing.T) {
 // scenes can tell a difference is shown by the scenes themselves: any two of
 // different names leave different notes.
 func TestE2EFaithful(t *testing.T) {
-	l := world(t, wan100)
+	compare(t, world(t, wan100), scenes, "h1", "h2", "10.2.0.10")
+}
+
+// compare plays scenes between two hosts, to a port that no rule covers and to one
+// that is split.
+func compare(t *testing.T, l *lab.Lab, scenes []scene, from, to, addr string) {
 	seen := make(map[string]string)
 	for i, sc := range scenes {
 		t.Run(sc.name, func(t *testing.T) {
@@ -437,11 +447,11 @@ func TestE2EFaithful(t *testing.T) {
 				t.Skip(sc.why + ": STITCH_LONG=1 runs it")
 			}
 			before := streamsTotal(t, l, "e1")
-			direct := sc.play(t, l, fmt.Sprintf("10.2.0.10:%d", 6000+i))
+			direct := sc.play(t, l, from, to, fmt.Sprintf("%s:%d", addr, 6000+i))
 			if n := streamsTotal(t, l, "e1"); n != before {
 				t.Fatalf("the direct connection was split")
 			}
-			split := sc.play(t, l, fmt.Sprintf("10.2.0.10:%d", 4200+i))
+			split := sc.play(t, l, from, to, fmt.Sprintf("%s:%d", addr, 4200+i))
 			if n := streamsTotal(t, l, "e1"); n != before+1 {
 				t.Fatalf("%d connections were split, want one", n-before)
 			}

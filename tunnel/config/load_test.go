@@ -87,8 +87,12 @@ func TestLoadEverything(t *testing.T) {
 		Streams: []StreamRule{
 			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off},
 			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration"},
+			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: []PortRange{{49152, 49152}}, Handshake: Faithful, Optimize: Full},
 		},
-		Dials:     []DialRule{{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}, Domain: "migration"}},
+		Dials: []DialRule{
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}, Domain: "migration"},
+			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.64/26"), pfx("fd00:1::/64")}, Ports: []PortRange{{49152, 49152}}},
+		},
 		History:   History{Size: 64 << 30, Memory: 4 << 30, Dir: "/var/lib/stitch/dc1", Key: testKey(9)},
 		Workloads: []Workload{{Name: "app", MAC: MAC{0x52, 0x54, 0, 0, 0, 0x50}, IP: addr("10.1.0.50"), Site: "dc1", Segment: 100}},
 		Services: []Service{
@@ -99,6 +103,9 @@ func TestLoadEverything(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if ids := got.SplitSegments(); !reflect.DeepEqual(ids, []uint16{100}) {
+		t.Errorf("connections are split in segments %v", ids)
 	}
 }
 

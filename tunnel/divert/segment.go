@@ -77,11 +77,18 @@ func (s *Segment) FromLAN(peer string, frame []byte, h super.Header) bool {
 	if !ok {
 		return s.fromLANError(peer, frame, h)
 	}
-	e := s.find(key{p.src, p.dst})
-	if p.bareSYN() && h.Kind == super.None && s.live.Load() != nil && s.covered(peer, p.src, p.dst) && s.ask(peer, frame, h) {
+	k := key{p.src, p.dst}
+	e := s.find(k)
+	if !p.bareSYN() || !s.covered(peer, p.src, p.dst) {
+		return s.take(e, peer, frame, h)
+	}
+	if s.live.Load() != nil && s.ask(peer, frame, h) {
 		return true
 	}
-	return s.take(e, peer, frame, h)
+	if e != nil { // what there was is past, and the new one passes
+		s.forget(k, e)
+	}
+	return false
 }
 
 // fromLANError takes an ICMP error about what the kernel sent for the far host.
@@ -107,11 +114,11 @@ func (s *Segment) take(e *entry, peer string, frame []byte, h super.Header) bool
 
 // ask gives a SYN to the stream process; false if that has no room.
 func (s *Segment) ask(peer string, frame []byte, h super.Header) bool {
-	if err := s.split.Start(frame, h, super.Ethernet, super.MaxPacket); err != nil || s.split.Len() > len(s.whole) {
+	if h.Kind != super.None || s.split.Start(frame, h, super.Ethernet, super.MaxPacket) != nil || s.split.Len() > len(s.whole) {
 		return false
 	}
 	n := s.split.Len()
-	s.split.Next(s.whole[:])
+	s.split.Next(s.whole[:]) // whose checksum is complete
 	ok := s.link.send(appendFrame(nil, msgSYN, s.id, peer, s.whole[:n]))
 	if ok {
 		s.link.count.asked.Add(1)

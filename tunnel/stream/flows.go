@@ -226,7 +226,7 @@ func (p *policy) packetFlow(c Tracked, bound string, why Reason, site func(netip
 	if f.Side == "far" {
 		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
 	}
-	rule, covered := p.covers(0, c.Dst)
+	rule, covered := p.covers(0, "", c.Dst)
 	switch {
 	case c.Proto != protoTCP:
 		f.Reason = NotTCP
@@ -284,7 +284,7 @@ func (r *relay) flow(peer string) Flow {
 	}
 	if r.near {
 		f.Side, f.Handshake = "near", "faithful"
-		if rule, _ := r.pc.domain.q.p.policy.covers(r.segment, r.dst); rule.Handshake == config.Early {
+		if rule, _ := r.pc.domain.q.p.policy.covers(r.segment, peer, r.dst); rule.Handshake == config.Early {
 			f.Handshake = "early"
 		}
 	}

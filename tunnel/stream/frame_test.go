@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"stitch/dedupe"
+	"stitch/tunnel/config"
 	"stitch/tunnel/stream/block"
 )
 
@@ -83,6 +84,10 @@ func TestGoldenFrames(t *testing.T) {
 		k := testTuple(v6)
 		golden(t, name, appendFrame(nil, frameOpen, openRequest{Window: minWindow, Mode: modeCompress, Src: k.src, Dst: k.dst}.append(nil)))
 	}
+	k := testTuple(false)
+	golden(t, "open-segment", appendFrame(nil, frameOpen, openRequest{
+		Window: minWindow, Src: k.src, Dst: k.dst, Segment: 100, SrcMAC: config.MAC{2, 0x53, 0x54, 1, 0, 0x11}, DstMAC: config.MAC{2, 0x53, 0x54, 1, 0, 0x12},
+	}.append(nil)))
 	piece, other := digest{1, 2, 3}, digest{4, 5, 6}
 	golden(t, "offer", appendFrame(nil, frameOffer, append(piece[:], other[:]...)))
 	golden(t, "have", appendFrame(nil, frameHave, []byte{byte(pieceKnown), byte(piecePlanted)}))
@@ -330,6 +335,7 @@ func TestHelloMAC(t *testing.T) {
 func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameHello, testHello().append(nil)))
 	f.Add(appendFrame(nil, frameOpen, openRequest{Window: 1, Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)))
+	f.Add(appendFrame(nil, frameOpen, openRequest{Window: 1, Src: testTuple(true).src, Dst: testTuple(true).dst, Segment: 100, SrcMAC: config.MAC{2}}.append(nil)))
 	f.Add(appendCount(nil, frameCredit, 99))
 	f.Add(appendFrame(nil, frameData, bytes.Repeat([]byte{7}, 100)))
 	f.Add(appendFrame(nil, framePlant, testPlanting().append(nil)))

@@ -27,21 +27,25 @@ func newPolicy(cfg *config.Config) *policy {
 	return p
 }
 
-// rule returns the first stream rule for a connection; ok is false if it must
-// not be split. One within a segment must be between two hosts of its subnet.
-func (p *policy) rule(t tuple) (r config.StreamRule, ok bool) {
+// rule returns the first stream rule for a routed connection; ok is false if it
+// must not be split.
+func (p *policy) rule(t tuple) (config.StreamRule, bool) { return p.ruleTo("", t) }
+
+// ruleTo is rule, also for a connection to a host of the same segment at peer:
+// both must be of its subnet.
+func (p *policy) ruleTo(peer string, t tuple) (r config.StreamRule, ok bool) {
 	if p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()] || t.segment != 0 && !p.neighbours(t) {
 		return r, false
 	}
-	r, ok = p.covers(t.segment, t.dst)
+	r, ok = p.covers(t.segment, peer, t.dst)
 	return r, ok && r.Optimize != config.Off
 }
 
 // covers returns the first stream rule for a destination: a routed one, or in a
-// segment.
-func (p *policy) covers(segment uint16, dst netip.AddrPort) (r config.StreamRule, ok bool) {
+// segment and at peer.
+func (p *policy) covers(segment uint16, peer string, dst netip.AddrPort) (r config.StreamRule, ok bool) {
 	for _, r := range p.cfg.Streams {
-		if r.Segment == segment && matches(r.To, r.Ports, dst) {
+		if r.Segment == segment && (segment == 0 || r.Peer == peer) && matches(r.To, r.Ports, dst) {
 			return r, true
 		}
 	}
@@ -73,8 +77,8 @@ func NewSelector(cfg *config.Config) Selector { return Selector{newPolicy(cfg)} 
 // Split reports whether a connection that a host of this LAN begins towards one at
 // peer is to be split.
 func (s Selector) Split(segment uint16, peer string, src, dst netip.AddrPort) bool {
-	r, ok := s.p.rule(tuple{src: src, dst: dst, segment: segment})
-	return ok && r.Peer == peer
+	_, ok := s.p.ruleTo(peer, tuple{src: src, dst: dst, segment: segment})
+	return ok
 }
 
 // modeOf is how the streams of a rule are carried.

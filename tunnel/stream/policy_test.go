@@ -169,3 +169,67 @@ func TestHistoryConfig(t *testing.T) {
 		t.Errorf("without a directory: %+v", got)
 	}
 }
+
+// TestSegmentRules holds which connections within a segment are split, and where a
+// peer may have us connect: never another's, a routed rule's, a workload's, or the
+// gateway's.
+func TestSegmentRules(t *testing.T) {
+	p := func(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
+	ports := func(n uint16) []config.PortRange { return []config.PortRange{{First: n, Last: n}} }
+	segment := func(id uint16, subnet, gateway string) config.Segment {
+		return config.Segment{ID: id, Subnet: netip.MustParsePrefix(subnet), Gateway: netip.MustParseAddr(gateway)}
+	}
+	cfg := &config.Config{
+		Segments: []config.Segment{segment(100, "10.1.0.0/24", "10.1.0.1"), segment(200, "10.5.0.0/24", "10.5.0.1")},
+		Streams: []config.StreamRule{
+			{Peer: "dc2", To: p("10.1.0.0/24"), Ports: ports(22)}, // routed
+			{Peer: "dc2", Segment: 100, To: p("10.1.0.77/32"), Ports: ports(4000), Optimize: config.Off},
+			{Peer: "dc3", Segment: 100, To: p("10.1.0.0/24"), Ports: ports(4000)},
+			{Peer: "dc2", Segment: 100, To: append(p("10.1.0.0/24"), p("fd00:1::/48")...), Ports: ports(4000)},
+		},
+		Dials: []config.DialRule{
+			{Peer: "dc2", Segment: 100, To: append(p("10.1.0.0/24"), p("fd00:1::/48")...), Ports: ports(4000)},
+			{Peer: "dc2", To: p("10.1.0.0/24"), Ports: ports(22)},
+		},
+		Peers:     []config.Peer{{Name: "dc2", Subnets: p("10.2.0.0/24")}},
+		Workloads: []config.Workload{{IP: netip.MustParseAddr("10.1.0.50")}},
+	}
+	s := NewSelector(cfg)
+	pol := newPolicy(cfg)
+	for _, c := range []struct {
+		segment        uint16
+		peer, src, dst string
+		split, mayDial bool
+	}{
+		{100, "dc2", "10.1.0.11:5", "10.1.0.12:4000", true, true},
+		{100, "dc2", "[fd00:1::11]:5", "[fd00:1::12]:4000", true, true},
+		{100, "dc3", "10.1.0.11:5", "10.1.0.12:4000", true, false}, // its own rule; it may dial nowhere
+		{100, "dc4", "10.1.0.11:5", "10.1.0.12:4000", false, false},
+		{200, "dc2", "10.1.0.11:5", "10.1.0.12:4000", false, false},
+		{300, "dc2", "10.1.0.11:5", "10.1.0.12:4000", false, false},
+		{100, "dc2", "10.1.0.11:5", "10.1.0.77:4000", false, true},            // optimize = off
+		{100, "dc2", "10.1.0.11:5", "10.1.0.12:22", false, false},             // the routed rule's port
+		{100, "dc2", "10.1.0.11:5", "10.1.0.50:4000", false, false},           // a workload
+		{100, "dc2", "10.1.0.50:5", "10.1.0.12:4000", false, false},           // begun by one
+		{100, "dc2", "10.1.0.1:5", "10.1.0.12:4000", false, false},            // the gateway
+		{100, "dc2", "10.1.0.11:5", "10.1.0.1:4000", false, false},            //
+		{100, "dc2", "10.2.0.11:5", "10.1.0.12:4000", false, false},           // routed by some host of the LAN
+		{100, "dc2", "10.1.0.12:5", "10.1.0.12:4000", false, false},           // itself
+		{100, "dc2", "[fd00:1::11]:5", "[fd00:1:0:1::12]:4000", false, false}, // another /64
+		{100, "dc2", "[fe80::11]:5", "[fe80::12]:4000", false, false},
+		{100, "dc2", "10.1.0.11:5", "[fd00:1::12]:4000", false, false},
+		{0, "dc2", "10.1.0.11:5", "10.1.0.12:4000", false, false},
+	} {
+		src, dst := netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)
+		if got := s.Split(c.segment, c.peer, src, dst); got != c.split {
+			t.Errorf("segment %d, %s: %s -> %s: split %v", c.segment, c.peer, c.src, c.dst, got)
+		}
+		k := tuple{src: src, dst: dst, segment: c.segment}
+		if got := pol.mayDial(c.peer, "", k); (got == 0) != c.mayDial {
+			t.Errorf("segment %d, %s: dial %s -> %s: %v", c.segment, c.peer, c.src, c.dst, got)
+		}
+	}
+	if r, ok := pol.rule(tuple{src: netip.MustParseAddrPort("10.9.0.1:5"), dst: netip.MustParseAddrPort("10.1.0.12:22")}); !ok || r.Segment != 0 {
+		t.Errorf("a routed connection meets %+v, %v", r, ok)
+	}
+}

@@ -156,13 +156,14 @@ func (s segmentIntake) SYN(segment uint16, peer string, frame []byte) {
 	}
 	parsed, err := parseSYN(frame[etherHeader:])
 	parsed.segment = segment
-	rule, ok := s.policy.rule(parsed.tuple)
+	rule, ok := s.policy.ruleTo(peer, parsed.tuple)
 	switch {
-	case err != nil || !ok || rule.Peer != peer:
-		if s.cfg.Segments.ToPeer(segment, peer, frame) == nil {
-			s.mu.Lock()
-			s.malformed++
-			s.mu.Unlock()
+	case err != nil || !ok: // the link process, or the host, is mistaken
+		s.mu.Lock()
+		s.malformed++
+		s.mu.Unlock()
+		if err := s.cfg.Segments.ToPeer(segment, peer, frame); err != nil {
+			s.log.Debug("pass", "segment", segment, "err", err)
 		}
 	case s.split.open(parsed.tuple): // the client has forgotten it: its kernel will say so to ours
 		s.inject(parsed.tuple, frame)
