@@ -43,4 +43,7 @@ func (p *linkPlane) prove() {
 	for _, s := range p.segments {
 		s.port.Stats()
 	}
+	if p.divert != nil {
+		p.divert.Stats()
+	}
 }

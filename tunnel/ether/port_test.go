@@ -207,6 +207,75 @@ func TestPortCarries(t *testing.T) {
 	})
 }
 
+// fakeDiverter takes what has one of its MACs as destination, from either side.
+type fakeDiverter struct {
+	lan, peer config.MAC
+	taken     []string
+}
+
+func (f *fakeDiverter) FromLAN(peer string, frame []byte, _ super.Header) bool {
+	if config.MAC(frame[:6]) != f.lan {
+		return false
+	}
+	f.taken = append(f.taken, peer)
+	return true
+}
+
+func (f *fakeDiverter) FromPeer(frame []byte) bool { return config.MAC(frame[:6]) == f.peer }
+
+// WriteSuper makes fakeTAP a netdev.SuperWriter.
+func (f *fakeTAP) WriteSuper(b []byte, _ super.Header) error {
+	_, err := f.Write([][]byte{b}, 0)
+	return err
+}
+
+// TestPortDivert: the frames of one connection are taken from both sides, and what
+// is delivered instead is learnt from and judged like what a peer sent.
+func TestPortDivert(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		macC := config.MAC{2, 0, 0, 0, 0, 0xc}
+		d := &fakeDiverter{lan: macB, peer: macC}
+		r := &rig{tap: newFakeTAP(), dc2: &fakeLink{}, dc3: &fakeLink{}, ended: make(chan error, 1)}
+		r.Port = Open(Config{Segment: testBasic, Peers: map[string]Sender{"dc3": r.dc3, "dc2": r.dc2}, TAP: r.tap, Own: []config.MAC{macOwn}, Divert: d})
+		r.run(t)
+		defer r.stop(t)
+		r.fromLAN(rarp(macA))
+		r.fromLink("dc2", rarp(macB))
+		r.dc2.take()
+		r.tap.written()
+		r.fromLAN(data(macB, macA))
+		if !slices.Equal(d.taken, []string{"dc2"}) || len(r.dc2.take()) > 0 {
+			t.Errorf("taken to %v, want dc2 only", d.taken)
+		}
+		r.fromLAN(data(broadcast, macA))
+		if len(r.dc2.take()) != 1 {
+			t.Error("a broadcast did not cross")
+		}
+		r.fromLAN(rarp(macC))
+		r.tap.written()
+		r.fromLink("dc2", data(macC, macB))
+		if r.count(macC) != 0 {
+			t.Error("what the other TCP sent reached the LAN")
+		}
+		r.Deliver("dc2", data(macA, macB), super.Header{})
+		r.Deliver("dc2", data(macA, macOwn), super.Header{}) // as a peer must not send
+		r.Deliver("dc9", data(macA, macB), super.Header{})
+		if r.count(macA) != 1 {
+			t.Error("what the split connection sent did not reach the LAN once")
+		}
+		if !r.Carry("dc3", data(macB, macA)) || r.Carry("dc9", data(macB, macA)) || len(r.dc3.take()) != 3+1 {
+			t.Error("carried to the wrong peer, or not")
+		}
+		st := r.Stats()
+		if in, out := st.LinkFrames+st.Made+st.Returned, st.ToLAN+sum(st.FromLink); in != out || st.Diverted != 1 || st.Returned != 3 || st.FromLink["split"] != 1 {
+			t.Errorf("%d frames for the LAN, %d written and dropped: %+v", in, out, st)
+		}
+		if in, out := st.LANFrames, uint64(4); in != out {
+			t.Errorf("%d frames of the LAN", in)
+		}
+	})
+}
+
 func equalJSON(t *testing.T, got, want any) {
 	t.Helper()
 	g, _ := json.Marshal(got)

@@ -154,6 +154,14 @@ func TestParseOpen(t *testing.T) {
 			t.Error("one byte more is taken")
 		}
 	}
+	k := testTuple(false)
+	want := openRequest{Src: k.src, Dst: k.dst, Segment: 100, SrcMAC: config.MAC{2, 1}, DstMAC: config.MAC{2, 2}}
+	if got, err := parseOpen(want.append(nil)); err != nil || got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	if _, err := parseOpen(append(openRequest{Src: k.src, Dst: k.dst}.append(nil), make([]byte, openSegment)...)); err == nil {
+		t.Error("segment 0 is taken")
+	}
 	mapped := netip.MustParseAddrPort("[::ffff:10.1.0.1]:80")
 	body := openRequest{Src: testTuple(true).src, Dst: testTuple(true).dst}.append(nil)
 	copy(body[6:], mapped.Addr().AsSlice())
