@@ -184,15 +184,21 @@ func bridgedPolicy(t *testing.T, l *lab.Lab) {
 	go echoAll(listen(t, l, "s2", s2IP+":4001"))
 	c = mustDial(t, l, "s1", s2IP+":4001")
 	exchange(t, c)
-	for _, e := range []struct{ edge, side string }{{"e1", "near"}, {"e2", "far"}} {
+	for _, e := range []struct {
+		edge, to, side, carried string
+		reason                  stream.Reason
+	}{
+		{"e1", s2IP + ":4001", "near", "full", 0}, {"e2", s2IP + ":4001", "far", "full", 0},
+		{"e1", s2IP + ":5000", "near", "packets", stream.NoDialRule}, {"e2", "10.1.0.50:4000", "near", "packets", stream.Mobile},
+	} {
 		var list stream.FlowList
 		out := run(t, l, e.edge, programPath(t), "flows", "--json", "--run-dir", filepath.Join(l.Options().Dir, e.edge))
 		if err := json.Unmarshal([]byte(out), &list); err != nil {
 			t.Fatal(err)
 		}
-		i := slices.IndexFunc(list.Flows, func(f stream.Flow) bool { return f.Src.String() == c.LocalAddr().String() })
-		if i < 0 || list.Flows[i].Segment != 100 || list.Flows[i].Side != e.side || list.Flows[i].Carried != "full" {
-			t.Errorf("%s lists %+v", e.edge, list.Flows)
+		i := slices.IndexFunc(list.Flows, func(f stream.Flow) bool { return f.Dst.String() == e.to && f.Segment == 100 })
+		if i < 0 || list.Flows[i].Side != e.side || list.Flows[i].Carried != e.carried || list.Flows[i].Reason != e.reason {
+			t.Errorf("%s lists %+v, want one to %s as %s with reason %d", e.edge, list.Flows, e.to, e.carried, e.reason)
 		}
 	}
 }

@@ -152,7 +152,9 @@ func (p *linkPlane) openPort(cfg ether.Config, mtu int) *ether.Port {
 		return ether.Open(cfg)
 	}
 	selector := stream.NewSelector(p.cfg)
-	s := p.divert.Add(id, mtu, func(peer string, src, dst netip.AddrPort) bool { return selector.Split(id, peer, src, dst) })
+	s := p.divert.Add(id, mtu, func(peer string, src, dst netip.AddrPort) (covered, split bool) {
+		return selector.Choose(id, peer, src, dst)
+	})
 	cfg.Divert = s
 	cfg.OnAnnounce = func(a ether.Announcement) {
 		s.Seen(a.MAC)

@@ -23,7 +23,8 @@ func flowsCommand() *cli.Command {
 		Description: "A connection is carried as a stream (full: matched and compressed, compress,\n" +
 			"accelerate: as it is), or as packets. What is not optimised has a number that says\n" +
 			"why; below the table stands what the numbers mean and what can be done. Of what\n" +
-			"hosts of a stretched segment send each other only streams are listed. Bytes of\n" +
+			"hosts of a stretched segment send each other only what a rule with the segment is\n" +
+			"about is listed, as packets for ten minutes from its begin. Bytes of\n" +
 			"packets are shown if the kernel counts them (sysctl\n" +
 			"net.netfilter.nf_conntrack_acct=1).\n\n" +
 			"Examples:\n" +

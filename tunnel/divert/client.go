@@ -32,6 +32,9 @@ type Handler interface {
 	Flows() []Flow
 	// SYN takes a frame that a host sent towards peer. It borrows frame.
 	SYN(segment uint16, peer string, frame []byte)
+	// Passed says why (PassedByRule and so on) the SYN of a connection passed that
+	// a host of the LAN began and that a rule is about.
+	Passed(why byte, f Flow)
 	// Moved says that a host of a flow is elsewhere.
 	Moved(f Flow)
 }
@@ -127,6 +130,15 @@ func (c *Client) handle(conn *net.UnixConn, h Handler, k kind, body []byte) erro
 			ch <- taken
 			delete(c.waiting, number)
 		}
+	case msgPassed:
+		if len(body) == 0 {
+			return errMessage
+		}
+		f, err := parseFlow(body[1:])
+		if err != nil {
+			return err
+		}
+		h.Passed(body[0], f)
 	case msgMoved:
 		f, err := parseFlow(body)
 		if err != nil {

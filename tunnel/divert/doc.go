@@ -48,6 +48,7 @@
 //	  2   SYN      link     segment 2, peer, frame
 //	  3   ADDED    link     number 8, taken 1
 //	  4   MOVED    link     flow: one of its hosts is elsewhere
+//	  5   PASSED   link     why 1, flow: its SYN passed, though a rule is about it
 //	 16   DEVICE   stream   segment 2; with the descriptor of the TAP
 //	 17   ADD      stream   number 8, flow
 //	 18   REMOVE   stream   flow

@@ -52,6 +52,19 @@ func parseTCP(frame []byte) (packet, bool) {
 	}, true
 }
 
+// untag returns a frame without its one VLAN tag; nil: it has none. It copies.
+func untag(frame []byte) []byte {
+	const tag = 4
+	if len(frame) < etherHeader+tag {
+		return nil
+	}
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case 0x8100, 0x88a8:
+		return append(append(make([]byte, 0, len(frame)-tag), frame[:12]...), frame[12+tag:]...)
+	}
+	return nil
+}
+
 // parseError reads an ICMP error about a TCP packet and returns that one's ends.
 func parseError(frame []byte) (src, dst netip.AddrPort, ok bool) {
 	_, _, proto, body := parseIP(frame)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -62,10 +61,10 @@ func NewLink(path string, devices netdev.Linux, log *slog.Logger) *Link {
 	return &Link{path: path, log: log, adopt: devices.Adopt, done: make(chan struct{}), segments: map[uint16]*Segment{}}
 }
 
-// Add makes a segment whose new connections to split are those that covered
-// approves of; mtu is that of its LAN. To be called before Run, and Use before that.
-func (l *Link) Add(id uint16, mtu int, covered func(peer string, src, dst netip.AddrPort) bool) *Segment {
-	s := &Segment{id: id, mtu: mtu, covered: covered, link: l, log: l.log.With("segment", id), flows: map[key]*entry{}}
+// Add makes a segment whose connections to split are those that chosen approves
+// of; mtu is that of its LAN. To be called before Run, and Use before that.
+func (l *Link) Add(id uint16, mtu int, chosen Chooser) *Segment {
+	s := &Segment{id: id, mtu: mtu, chosen: chosen, link: l, log: l.log.With("segment", id), flows: map[key]*entry{}}
 	l.segments[id] = s
 	return s
 }

@@ -56,11 +56,20 @@ type fakeStreams struct {
 	flows []Flow
 	syn   chan []byte
 	moved chan Flow
+
+	passed chan passed
+}
+
+// passed is a connection whose SYN has passed.
+type passed struct {
+	why byte
+	Flow
 }
 
 func (f *fakeStreams) Device(uint16, int) (int, error) { return f.fd, nil }
 func (f *fakeStreams) Flows() []Flow                   { return f.flows }
 func (f *fakeStreams) Moved(m Flow)                    { f.moved <- m }
+func (f *fakeStreams) Passed(why byte, p Flow)         { f.passed <- passed{why, p} }
 func (f *fakeStreams) SYN(_ uint16, _ string, b []byte) {
 	f.syn <- bytes.Clone(b)
 }
@@ -80,7 +89,7 @@ func newRig(t *testing.T) *rig {
 	r := &rig{
 		t: t, path: filepath.Join(t.TempDir(), "s"), taps: make(chan *fakeTAP, 4),
 		port:    fakePort{make(chan []byte, 8), make(chan []byte, 8)},
-		streams: &fakeStreams{syn: make(chan []byte, 8), moved: make(chan Flow, 8)},
+		streams: &fakeStreams{syn: make(chan []byte, 8), moved: make(chan Flow, 8), passed: make(chan passed, 8)},
 	}
 	r.link = NewLink(r.path, netdev.Linux{}, nil)
 	r.link.adopt = func(_ string, fd int) (netdev.Device, error) {
@@ -88,8 +97,10 @@ func newRig(t *testing.T) *rig {
 		r.taps <- f
 		return f, os.NewFile(uintptr(fd), "").Close()
 	}
-	covered := func(peer string, _, dst netip.AddrPort) bool { return peer == "dc2" && dst == server }
-	r.segment = r.link.Add(100, 1500, covered)
+	r.segment = r.link.Add(100, 1500, func(peer string, src, dst netip.AddrPort) (covered, split bool) {
+		covered = peer == "dc2" && dst == server
+		return covered, covered && src == client
+	})
 	r.segment.Use(r.port)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -165,6 +176,14 @@ func TestSYN(t *testing.T) {
 	r.fromLAN("an open connection", "dc2", tcpFrame(client, server, flagACK), false)
 	tagged := ether(serverMAC, clientMAC, syn[etherHeader:], 0x81, 0, 0, 10)
 	r.fromLAN("in a VLAN", "dc2", tagged, false)
+	if p := receive(t, r.streams.passed, "the word about it"); p != (passed{PassedTagged, testFlow()}) {
+		t.Errorf("%+v", p)
+	}
+	mobile := netip.AddrPortFrom(client.Addr(), 1)
+	r.fromLAN("not to be split", "dc2", tcpFrame(mobile, server, flagSYN), false)
+	if p := receive(t, r.streams.passed, "the word about it"); p.why != PassedByRule || p.Local != mobile || p.Remote != server {
+		t.Errorf("%+v", p)
+	}
 	if err := c.ToPeer(100, "dc2", syn); err != nil {
 		t.Error(err)
 	}

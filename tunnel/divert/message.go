@@ -19,6 +19,7 @@ const (
 	msgSYN    kind = 2
 	msgAdded  kind = 3
 	msgMoved  kind = 4
+	msgPassed kind = 5
 	msgDevice kind = 16
 	msgAdd    kind = 17
 	msgRemove kind = 18
@@ -117,6 +118,21 @@ func parseHost(b []byte) (at netip.AddrPort, mac config.MAC, rest []byte, err er
 		return at, mac, nil, errMessage
 	}
 	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[n:])), config.MAC(b[n+2 : n+8]), b[n+8:], nil
+}
+
+// Why a SYN that a rule is about was passed.
+const (
+	// PassedByRule: the rule, or that one end is a workload.
+	PassedByRule byte = iota
+	// PassedTagged: the frame is of a VLAN.
+	PassedTagged
+	// PassedCrowded: there was no room for it on the way to the stream process.
+	PassedCrowded
+)
+
+// appendPassed appends a PASSED message; the SYN is from src to dst.
+func appendPassed(b []byte, why byte, f *Flow) []byte {
+	return f.append(append(b, byte(msgPassed), why))
 }
 
 // appendFrame appends a SYN, LAN or PASS message.

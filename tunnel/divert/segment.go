@@ -32,18 +32,21 @@ type Port interface {
 	Carry(peer string, frame []byte) bool
 }
 
+// Chooser says of a new connection that a host of the LAN begins towards one at peer
+// whether a rule is about it, and whether it is to be split.
+type Chooser func(peer string, src, dst netip.AddrPort) (covered, split bool)
+
 // Segment is one segment in the link process. Its methods are safe for concurrent
 // use, FromLAN from one goroutine at a time.
 type Segment struct {
-	id   uint16
-	mtu  int
-	port Port
-	// covered says whether a rule wants a new connection split.
-	covered func(peer string, src, dst netip.AddrPort) bool
-	link    *Link
-	log     *slog.Logger
-	split   super.Splitter
-	whole   [maxFrame]byte // a SYN with its checksum
+	id     uint16
+	mtu    int
+	port   Port
+	chosen Chooser
+	link   *Link
+	log    *slog.Logger
+	split  super.Splitter
+	whole  [maxFrame]byte // a SYN with its checksum
 
 	live atomic.Pointer[tap] // of the stream process there is; nil: none
 
@@ -75,24 +78,49 @@ func (s *Segment) FromLAN(peer string, frame []byte, h super.Header) bool {
 	}
 	p, ok := parseTCP(frame)
 	if !ok {
-		return s.fromLANError(peer, frame, h)
+		return s.fromLANOther(peer, frame, h)
 	}
 	k := key{p.src, p.dst}
 	e := s.find(k)
-	if !p.bareSYN() || !s.covered(peer, p.src, p.dst) {
+	if !p.bareSYN() {
 		return s.take(e, peer, frame, h)
 	}
-	if s.live.Load() != nil && s.ask(peer, frame, h) {
+	covered, split := s.chosen(peer, p.src, p.dst)
+	switch {
+	case !split && covered:
+		s.passed(PassedByRule, peer, p, frame)
+		return s.take(e, peer, frame, h)
+	case !split:
+		return s.take(e, peer, frame, h)
+	case s.live.Load() != nil && s.ask(peer, frame, h):
 		return true
 	}
+	s.passed(PassedCrowded, peer, p, frame)
 	if e != nil { // what there was is past, and the new one passes
 		s.forget(k, e)
 	}
 	return false
 }
 
-// fromLANError takes an ICMP error about what the kernel sent for the far host.
-func (s *Segment) fromLANError(peer string, frame []byte, h super.Header) bool {
+// passed says that a SYN passes, if there is somebody to hear it.
+func (s *Segment) passed(why byte, peer string, p packet, frame []byte) {
+	s.link.send(appendPassed(nil, why, &Flow{
+		Segment: s.id, Peer: peer, Local: p.src, Remote: p.dst, LocalMAC: srcMAC(frame), RemoteMAC: dstMAC(frame),
+	}))
+}
+
+// fromLANOther takes an ICMP error about what the kernel sent for the far host.
+// The SYN of a VLAN passes.
+func (s *Segment) fromLANOther(peer string, frame []byte, h super.Header) bool {
+	if plain := untag(frame); h.Kind == super.None && plain != nil {
+		p, ok := parseTCP(plain)
+		if ok && p.bareSYN() {
+			if covered, _ := s.chosen(peer, p.src, p.dst); covered {
+				s.passed(PassedTagged, peer, p, frame)
+			}
+		}
+		return false
+	}
 	src, dst, ok := parseError(frame)
 	return ok && s.take(s.find(key{dst, src}), peer, frame, h)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"stitch/tunnel/config"
@@ -37,6 +38,8 @@ const (
 	Encrypted
 	RuleAccelerates
 	SegmentAway
+	Tagged
+	NotNeighbours
 )
 
 // Explanation is what a Reason means and what can be done about it.
@@ -66,6 +69,8 @@ func Reasons() []Explanation {
 		{Encrypted, "what is sent from here is TLS or SSH, which neither repeats nor compresses: only its TCP is accelerated", "nothing: what is encrypted is never opened"},
 		{RuleAccelerates, "its [[stream]] rule says optimize = \"accelerate\": only its TCP is accelerated", "write \"full\" or \"compress\" if that was not intended"},
 		{SegmentAway, "the link process did not take it out of its segment when it began", "look at the log of the agent; later connections are optimised"},
+		{Tagged, "its frames are of a VLAN: only the untagged network of a segment is looked into", "nothing: it crosses as frames"},
+		{NotNeighbours, "its ends are not two hosts of the segment's subnet", "cover routed connections by a [[stream]] rule without a segment"},
 	}
 }
 
@@ -91,7 +96,7 @@ type Flow struct {
 	BytesIn  int64 `json:"bytes_in"`
 	WireOut  int64 `json:"wire_out,omitempty"`
 	WireIn   int64 `json:"wire_in,omitempty"`
-	// Of streams: the age in seconds, "open", "half-closed", "closing" or "reset",
+	// Of streams: the age in seconds (also of what hosts of a segment began), "open", "half-closed", "closing" or "reset",
 	// and where it began whether that was "early" or "faithful".
 	Age       float64 `json:"age_s,omitempty"`
 	State     string  `json:"state,omitempty"`
@@ -110,13 +115,15 @@ type FlowList struct {
 
 // Flows lists the connections that cross the links, at most so many: streams
 // first, then those with the most bytes. Of what hosts of a stretched segment send
-// each other only streams are listed: the rest is frames. Safe at any time.
+// each other only what a rule is about is listed, as frames for ten minutes from its
+// begin, since its end is not seen. Safe at any time.
 func (p *Proxy) Flows(most int) FlowList {
 	list := FlowList{Reasons: Reasons(), Flows: []Flow{}}
 	streams := make(map[tuple]bool)
 	for _, q := range p.peers {
 		list.Flows = append(list.Flows, q.flows(streams)...)
 	}
+	list.Flows = append(list.Flows, p.passedFrames.flows(streams, time.Now())...)
 	site, own, seen := p.routes(), once(p.cfg.Net.Own), 0
 	err := p.cfg.Net.Tracked(func(c Tracked) bool {
 		if seen++; seen > maxTracked {
@@ -304,6 +311,61 @@ func (r *relay) stage() string {
 		return "half-closed"
 	}
 	return "open"
+}
+
+// frameLife is how long a connection whose SYN was passed as a frame is listed: its
+// end is not seen.
+const frameLife = 10 * time.Minute
+
+// passedFrames remembers the latest connections within segments that a rule is about
+// and that cross as frames. Safe for concurrent use.
+type passedFrames struct {
+	mu    sync.Mutex
+	known map[tuple]passedFrame
+	ring  []tuple
+	next  int
+}
+
+type passedFrame struct {
+	peer string
+	why  Reason
+	at   time.Time
+}
+
+// maxPassedFrames bounds them.
+const maxPassedFrames = 4096
+
+// note takes a connection that passes.
+func (p *passedFrames) note(peer string, t tuple, why Reason, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.known == nil {
+		p.known = make(map[tuple]passedFrame)
+	}
+	if _, known := p.known[t]; !known {
+		if len(p.ring) < maxPassedFrames {
+			p.ring = append(p.ring, t)
+		} else {
+			delete(p.known, p.ring[p.next])
+			p.ring[p.next] = t
+			p.next = (p.next + 1) % maxPassedFrames
+		}
+	}
+	p.known[t] = passedFrame{peer, why, now}
+}
+
+// flows are those of the last frameLife that have not become streams since.
+func (p *passedFrames) flows(streams map[tuple]bool, now time.Time) (out []Flow) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for t, f := range p.known {
+		if age := now.Sub(f.at); !streams[t] && age < frameLife {
+			out = append(out, Flow{
+				Peer: f.peer, Segment: t.segment, Proto: protoTCP, Src: t.src, Dst: t.dst, Side: "near", Carried: "packets", Reason: f.why, Age: age.Seconds(),
+			})
+		}
+	}
+	return out
 }
 
 // passings remembers why the latest maxKnown SYNs were passed: for longer than

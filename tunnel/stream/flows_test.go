@@ -7,8 +7,10 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"stitch/tunnel/config"
+	"stitch/tunnel/divert"
 )
 
 func TestReasonsAreNumbered(t *testing.T) {
@@ -27,7 +29,7 @@ func TestReasonsAreNumbered(t *testing.T) {
 			t.Errorf("the README does not have %s", row)
 		}
 	}
-	if last := all[len(all)-1].Reason; last != SegmentAway {
+	if last := all[len(all)-1].Reason; last != NotNeighbours {
 		t.Errorf("the last one explained is %d", last)
 	}
 }
@@ -101,5 +103,59 @@ func TestPassings(t *testing.T) {
 	}
 	if len(p.why) != maxKnown || p.why[at(3*maxKnown-1)] != NoDialRule || p.why[at(2*maxKnown)] != NoDialRule || p.why[at(2*maxKnown-1)] != 0 {
 		t.Errorf("%d known", len(p.why))
+	}
+}
+
+// TestPassedFrames: what passed within a segment is listed for a while, with its
+// latest reason, and not when it is a stream; the memory is bounded.
+func TestPassedFrames(t *testing.T) {
+	at := func(i int) tuple {
+		return tuple{src: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 1), segment: 100}
+	}
+	var p passedFrames
+	now := time.Now()
+	p.note("dc2", at(1), Tagged, now.Add(-frameLife))
+	p.note("dc2", at(2), Tagged, now)
+	p.note("dc2", at(2), Mobile, now)
+	p.note("dc2", at(3), Mobile, now)
+	list := p.flows(map[tuple]bool{at(3): true}, now)
+	if len(list) != 1 || list[0].Src != at(2).src || list[0].Reason != Mobile || list[0].Segment != 100 || list[0].Carried != "packets" {
+		t.Errorf("%+v", list)
+	}
+	for i := range maxPassedFrames + 10 {
+		p.note("dc2", at(i), Mobile, now)
+	}
+	if n := len(p.known); n != maxPassedFrames {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+// TestWhyFrames holds the reasons for connections within a segment.
+func TestWhyFrames(t *testing.T) {
+	all := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}
+	ports := func(n uint16) []config.PortRange { return []config.PortRange{{First: n, Last: n}} }
+	pol := newPolicy(&config.Config{
+		Streams: []config.StreamRule{
+			{Peer: "dc2", Segment: 100, To: all, Ports: ports(1)},
+			{Peer: "dc2", Segment: 100, To: all, Ports: ports(2), Optimize: config.Off},
+		},
+		Workloads: []config.Workload{{IP: netip.MustParseAddr("10.1.0.50")}},
+	})
+	for _, c := range []struct {
+		src, dst string
+		why      byte
+		want     Reason
+	}{
+		{"10.1.0.11:9", "10.1.0.12:1", divert.PassedTagged, Tagged},
+		{"10.1.0.50:9", "10.1.0.12:1", divert.PassedByRule, Mobile},
+		{"10.1.0.11:9", "10.1.0.50:1", divert.PassedByRule, Mobile},
+		{"10.1.0.11:9", "10.1.0.12:2", divert.PassedByRule, RuleOff},
+		{"10.1.0.11:9", "10.1.0.12:1", divert.PassedCrowded, TooManyHeld},
+		{"10.9.0.11:9", "10.1.0.12:1", divert.PassedByRule, NotNeighbours},
+	} {
+		tu := tuple{src: netip.MustParseAddrPort(c.src), dst: netip.MustParseAddrPort(c.dst), segment: 100}
+		if got := pol.whyFrames("dc2", tu, c.why); got != c.want {
+			t.Errorf("%s to %s, %d: %d, want %d", c.src, c.dst, c.why, got, c.want)
+		}
 	}
 }

@@ -74,11 +74,14 @@ type Selector struct{ p *policy }
 // NewSelector returns the Selector of a configuration, which it borrows for good.
 func NewSelector(cfg *config.Config) Selector { return Selector{newPolicy(cfg)} }
 
-// Split reports whether a connection that a host of this LAN begins towards one at
-// peer is to be split.
-func (s Selector) Split(segment uint16, peer string, src, dst netip.AddrPort) bool {
-	_, ok := s.p.ruleTo(peer, tuple{src: src, dst: dst, segment: segment})
-	return ok
+// Choose reports whether a rule is about a connection that a host of this LAN begins
+// towards one at peer, and whether it is to be split.
+func (s Selector) Choose(segment uint16, peer string, src, dst netip.AddrPort) (covered, split bool) {
+	_, covered = s.p.covers(segment, peer, dst)
+	if covered {
+		_, split = s.p.ruleTo(peer, tuple{src: src, dst: dst, segment: segment})
+	}
+	return covered, split
 }
 
 // modeOf is how the streams of a rule are carried.

@@ -221,7 +221,7 @@ func TestSegmentRules(t *testing.T) {
 		{0, "dc2", "10.1.0.11:5", "10.1.0.12:4000", false, false},
 	} {
 		src, dst := netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)
-		if got := s.Split(c.segment, c.peer, src, dst); got != c.split {
+		if _, got := s.Choose(c.segment, c.peer, src, dst); got != c.split {
 			t.Errorf("segment %d, %s: %s -> %s: split %v", c.segment, c.peer, c.src, c.dst, got)
 		}
 		k := tuple{src: src, dst: dst, segment: c.segment}

@@ -65,6 +65,8 @@ type Proxy struct {
 	tasks  sync.WaitGroup
 	split  splitFlows
 
+	passedFrames passedFrames
+
 	// holding and accepting are held by the loops of the hold device and of the
 	// listeners while they work, not while they wait: see Prove.
 	holding   sync.Mutex
@@ -263,7 +265,7 @@ func (p *Proxy) hold(ctx context.Context, s syn, rule config.StreamRule, packet 
 	p.mu.Lock()
 	v, stale, unused := p.table.SYN(s, packet, time.Now())
 	if v == verdictCrowded {
-		p.passings.note(s.tuple, TooManyHeld)
+		p.notePassed(o.domain.q.link.Peer, s.tuple, TooManyHeld)
 	}
 	p.mu.Unlock()
 	if unused {
@@ -396,11 +398,20 @@ func (p *Proxy) passHeld(d *domain, t tuple, why Reason) {
 	p.mu.Lock()
 	packet, ok := p.table.Passed(t, time.Now())
 	if ok {
-		p.passings.note(t, why)
+		p.notePassed(d.q.link.Peer, t, why)
 	}
 	p.mu.Unlock()
 	if ok {
 		p.pass(d, t, packet)
+	}
+}
+
+// notePassed remembers why a SYN was passed. mu is held.
+func (p *Proxy) notePassed(peer string, t tuple, why Reason) {
+	if t.segment == 0 {
+		p.passings.note(t, why)
+	} else {
+		p.passedFrames.note(peer, t, why, time.Now())
 	}
 }
 

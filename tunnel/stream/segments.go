@@ -45,6 +45,8 @@ type SegmentHandler interface {
 	SYN(segment uint16, peer string, frame []byte)
 	// Accepted takes a connection from the transparent listener of a segment.
 	Accepted(segment uint16, c Conn)
+	// Passed says that the SYN of a connection passed, as in divert.Handler.
+	Passed(why byte, f divert.Flow)
 	// Moved says that a host of a flow is elsewhere.
 	Moved(f divert.Flow)
 }
@@ -175,6 +177,28 @@ func (s segmentIntake) SYN(segment uint16, peer string, frame []byte) {
 // Accepted implements SegmentHandler.
 func (s segmentIntake) Accepted(segment uint16, c Conn) {
 	s.accepted(s.ctx, tuple{src: addrPort(c.RemoteAddr()), dst: addrPort(c.LocalAddr()), segment: segment}, c)
+}
+
+// Passed implements SegmentHandler.
+func (s segmentIntake) Passed(why byte, f divert.Flow) {
+	t := tuple{src: f.Local, dst: f.Remote, segment: f.Segment}
+	s.passedFrames.note(f.Peer, t, s.policy.whyFrames(f.Peer, t, why), time.Now())
+}
+
+// whyFrames says why a connection that a rule is about passed.
+func (p *policy) whyFrames(peer string, t tuple, why byte) Reason {
+	rule, _ := p.covers(t.segment, peer, t.dst)
+	switch {
+	case why == divert.PassedTagged:
+		return Tagged
+	case p.mobile[t.src.Addr()] || p.mobile[t.dst.Addr()]:
+		return Mobile
+	case rule.Optimize == config.Off:
+		return RuleOff
+	case why == divert.PassedCrowded:
+		return TooManyHeld
+	}
+	return NotNeighbours
 }
 
 // Moved implements SegmentHandler.
