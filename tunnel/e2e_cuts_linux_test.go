@@ -132,10 +132,21 @@ func (d deadlined) closed() bool {
 }
 
 // start sends what sendChecked sends; the receiver at the other end judges it.
-func (d deadlined) start(id uint64, way traffic.Direction, size uint64) (wait func()) {
+// wait ends with what became of it. A sender that gave up ends with a reset: an
+// end that looks clean would be taken for the tunnel's.
+func (d deadlined) start(id uint64, way traffic.Direction, size uint64) (wait func() error) {
 	var task sync.WaitGroup
-	task.Go(func() { d.sent <- sendChecked(d.TCPConn, id, way, size) })
-	return task.Wait
+	var err error
+	task.Go(func() {
+		if err = sendChecked(d.TCPConn, id, way, size); err != nil {
+			_ = d.SetLinger(0)
+		}
+		d.sent <- err
+	})
+	return func() error {
+		task.Wait()
+		return err
+	}
 }
 
 // receiveChecked checks the body of a direction, whose header said id and size.
@@ -175,6 +186,14 @@ type checker struct {
 	stop    atomic.Bool
 }
 
+// note says what became of a direction, if it is what must not be.
+func (k *checker) note(v verdict, end string, c net.Conn, id, size uint64, began time.Time, sent error) {
+	if v >= truncated {
+		k.t.Logf("connection %d (%v) at the %s: %v after %v; %d bytes announced; its own sending: %v",
+			id, c.LocalAddr(), end, v, time.Since(began).Round(time.Millisecond), size, sent)
+	}
+}
+
 // serve answers connections with as many bytes as they bring.
 func (k *checker) serve(ln *net.TCPListener) {
 	for {
@@ -184,15 +203,15 @@ func (k *checker) serve(ln *net.TCPListener) {
 		}
 		k.tasks.Go(func() {
 			defer c.Close()
-			d := deadlined{c, make(chan error, 1)}
+			d, began := deadlined{c, make(chan error, 1)}, time.Now()
 			id, size, err := announced(c)
 			if err != nil {
-				k.count(failed(err)) // of its first bytes
+				k.note(k.count(failed(err)), "server, in its first bytes", c, id, size, began, nil)
 				return
 			}
 			wait := d.start(id, traffic.Answer, size)
-			k.count(receiveChecked(d, id, traffic.Request, size, &k.moved))
-			wait()
+			v := k.count(receiveChecked(d, id, traffic.Request, size, &k.moved))
+			k.note(v, "server", c, id, size, began, wait())
 		})
 	}
 }
@@ -211,7 +230,7 @@ func (k *checker) call(from, to string, size uint64) verdict {
 		return cut
 	}
 	defer c.Close()
-	id := k.nextID.Add(1)
+	id, began := k.nextID.Add(1), time.Now()
 	d := deadlined{c, make(chan error, 1)}
 	wait := d.start(id, traffic.Request, size)
 	_, back, err := announced(d)
@@ -225,8 +244,8 @@ func (k *checker) call(from, to string, size uint64) verdict {
 	if v == cut {
 		k.cuts.Add(1)
 	}
-	wait()
-	return k.count(v)
+	k.note(k.count(v), "client", c, id, size, began, wait())
+	return v
 }
 
 // run keeps one connection after the other open until stopped.
