@@ -256,6 +256,7 @@ func (p *linkPlane) connect() error {
 			Name: peer.Name, PrivateKey: p.cfg.PrivateKey, PublicKey: peer.PublicKey, PresharedKey: peer.PresharedKey,
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
 			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, Log: p.log,
+			Rate: peer.Rate, Overhead: peer.UnderlayMTU - info.InnerMTU,
 			OnFrame:   func(id uint16, frame []byte) { p.fromLink(peer.Name, id, frame) },
 			OnBatch:   func() { p.flush(peer.Name) },
 			OnControl: func(msg []byte) { p.manager.FromPeer(peer.Name, msg) },

@@ -68,6 +68,9 @@ type Peer struct {
 	// MTU inside the link is derived from it (see InnerMTU), and that of its TUN
 	// (see TUNMTU).
 	UnderlayMTU int
+	// Rate is the most that leaves for the peer, in bits of IP packets a second;
+	// 0: no bound.
+	Rate int64
 	// Stock says that the other end is a WireGuard peer without stitch: only
 	// the layer-3 path exists, no probes, no segments, no streams.
 	Stock bool
@@ -181,6 +184,9 @@ type StreamRule struct {
 	// Domain names the Domain of the rule's streams; empty: each stream is
 	// matched against its own bytes only.
 	Domain string
+	// Share is what a stream gets of the peer's Rate relative to others that send
+	// as much as they can, 1 to MaxShare; default 1.
+	Share int
 }
 
 // DialRule says where the streams of a peer may go at this site.
@@ -192,6 +198,8 @@ type DialRule struct {
 	Ports   []PortRange
 	// Domain is that of the peer's streams; both sites must say the same.
 	Domain string
+	// Share is as in StreamRule, for what is sent from here.
+	Share int
 }
 
 // SplitSegments are the ids of the segments that a stream or dial rule is about,
@@ -207,6 +215,9 @@ func (c *Config) SplitSegments() (ids []uint16) {
 	slices.Sort(ids)
 	return slices.Compact(ids)
 }
+
+// MaxShare is the greatest Share.
+const MaxShare = 63
 
 // PortRange is an inclusive range of TCP ports.
 type PortRange struct{ First, Last uint16 }

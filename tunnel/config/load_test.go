@@ -73,7 +73,7 @@ func TestLoadEverything(t *testing.T) {
 		Peers: []Peer{
 			{
 				Name: "dc2", PublicKey: publicOf(testKey(2)), PresharedKey: testKey(9), Endpoint: "198.51.100.20:51820", ListenPort: 51820,
-				Subnets: []netip.Prefix{pfx("10.2.0.0/24"), pfx("fd00:2::/64")}, UnderlayMTU: 1500,
+				Subnets: []netip.Prefix{pfx("10.2.0.0/24"), pfx("fd00:2::/64")}, UnderlayMTU: 1500, Rate: 900e6,
 				LinkAddresses: [2]netip.Addr{addr("169.254.7.1"), addr("169.254.7.2")},
 			},
 			{Name: "branch", PublicKey: publicOf(testKey(3)), ListenPort: 51821, Subnets: []netip.Prefix{pfx("10.9.0.0/24")}, UnderlayMTU: 1500, Stock: true},
@@ -85,13 +85,13 @@ func TestLoadEverything(t *testing.T) {
 		}},
 		Domains: []Domain{{Name: "migration"}, {Name: "customers", ManyTenants: true}},
 		Streams: []StreamRule{
-			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off},
-			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration"},
-			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: []PortRange{{49152, 49152}}, Handshake: Faithful, Optimize: Full},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off, Share: 1},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration", Share: 4},
+			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: []PortRange{{49152, 49152}}, Handshake: Faithful, Optimize: Full, Share: 1},
 		},
 		Dials: []DialRule{
-			{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}, Domain: "migration"},
-			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.64/26"), pfx("fd00:1::/64")}, Ports: []PortRange{{49152, 49152}}},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.1.1.0/24")}, Ports: []PortRange{{4000, 5999}}, Domain: "migration", Share: 1},
+			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.64/26"), pfx("fd00:1::/64")}, Ports: []PortRange{{49152, 49152}}, Share: 1},
 		},
 		History:   History{Size: 64 << 30, Memory: 4 << 30, Dir: "/var/lib/stitch/dc1", Key: testKey(9)},
 		Workloads: []Workload{{Name: "app", MAC: MAC{0x52, 0x54, 0, 0, 0, 0x50}, IP: addr("10.1.0.50"), Site: "dc1", Segment: 100}},

@@ -29,6 +29,7 @@ type rawPeer struct {
 	ListenPort       *int64   `toml:"listen_port" eg:"51820"`
 	Subnets          []string `toml:"subnets" eg:"['10.2.0.0/24']"`
 	UnderlayMTU      *int64   `toml:"underlay_mtu" eg:"1500"`
+	Rate             string   `toml:"rate" eg:"'100mbit'"`
 	Stock            bool     `toml:"stock" eg:"true"`
 	LinkAddresses    []string `toml:"link_addresses" eg:"['169.254.7.1', '169.254.7.2']"`
 }
@@ -61,6 +62,7 @@ type rawStream struct {
 	Handshake string   `toml:"handshake" eg:"'faithful'"`
 	Optimize  string   `toml:"optimize" eg:"'full'"`
 	Domain    string   `toml:"domain" eg:"'migration'"`
+	Share     *int64   `toml:"share" eg:"4"`
 }
 
 type rawDial struct {
@@ -69,6 +71,7 @@ type rawDial struct {
 	To      []string `toml:"to" eg:"['10.1.0.0/24']"`
 	Ports   []any    `toml:"ports" eg:"[22, '4000-5999']"`
 	Domain  string   `toml:"domain" eg:"'migration'"`
+	Share   *int64   `toml:"share" eg:"4"`
 }
 
 type rawHistory struct {

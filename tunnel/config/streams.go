@@ -147,6 +147,7 @@ func (l *loader) streams() {
 		}
 		s.Ports = l.ports(path+".ports", r.Ports)
 		s.Optimize = l.optimize(path, r)
+		s.Share = int(l.number(path+".share", r.Share, 1, 1, MaxShare))
 		l.domain(path+".domain", r.Domain)
 		if s.Handshake != Faithful && s.Handshake != Early {
 			l.problem(path+".handshake", "%s is unknown: write \"faithful\" or \"early\"", quote(r.Handshake))
@@ -175,6 +176,7 @@ func (l *loader) dials() {
 			l.within(path+".to", d.To, ours, "this site")
 		}
 		d.Ports = l.ports(path+".ports", r.Ports)
+		d.Share = int(l.number(path+".share", r.Share, 1, 1, MaxShare))
 		l.domain(path+".domain", r.Domain)
 		l.cfg.Dials = append(l.cfg.Dials, d)
 	}

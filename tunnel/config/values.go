@@ -14,6 +14,7 @@ var (
 	nameForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 	deviceForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}$`)
 	hostForm   = regexp.MustCompile(`^([a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.)*[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+	rateForm   = regexp.MustCompile(`^([1-9][0-9]{0,6})(kbit|mbit|gbit)$`)
 	sizeForm   = regexp.MustCompile(`^([1-9][0-9]{0,12})(B|KiB|MiB|GiB|TiB)$`)
 )
 
@@ -105,6 +106,26 @@ func ParseSize(s string) (int64, error) {
 			return n, nil // out of every bound already; larger would overflow
 		}
 		n *= 1024
+	}
+	return n, nil
+}
+
+// Rates within which a link can be run.
+const (
+	minRate = 128e3
+	maxRate = 100e9
+)
+
+// parseRate reads bits a second written like 100mbit.
+func parseRate(s string) (int64, error) {
+	m := rateForm.FindStringSubmatch(s)
+	if m == nil {
+		return 0, fmt.Errorf("%s is not a rate: write a whole number and a unit, such as \"100mbit\" or \"10gbit\"", quote(s))
+	}
+	n, _ := strconv.ParseInt(m[1], 10, 64) // at most 7 digits
+	n *= map[string]int64{"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}[m[2]]
+	if n < minRate || n > maxRate {
+		return 0, fmt.Errorf("%s is out of range: use \"128kbit\" to \"100gbit\"", quote(s))
 	}
 	return n, nil
 }

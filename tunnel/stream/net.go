@@ -102,6 +102,9 @@ type Conn interface {
 	// DeliveryRate is how many bytes a second the path took lately; 0 if not
 	// known. limited: there was too little to send, the path may take more.
 	DeliveryRate() (rate float64, limited bool)
+	// SetShare marks what is sent with what the connection is to get of the link's
+	// rate, 1 to config.MaxShare: its DSCP, which package wg reads.
+	SetShare(n int) error
 	// Congestion names the congestion control in use; "" if not known.
 	Congestion() string
 }

@@ -84,6 +84,21 @@ func (s Selector) Choose(segment uint16, peer string, src, dst netip.AddrPort) (
 	return covered, split
 }
 
+// share is what a stream gets of the rate of the link to a peer: near says that it
+// begins here.
+func (p *policy) share(peer string, near bool, t tuple) int {
+	if near {
+		r, _ := p.covers(t.segment, peer, t.dst)
+		return max(r.Share, 1)
+	}
+	for _, d := range p.cfg.Dials {
+		if d.Peer == peer && d.Segment == t.segment && matches(d.To, d.Ports, t.dst) {
+			return max(d.Share, 1)
+		}
+	}
+	return 1
+}
+
 // modeOf is how the streams of a rule are carried.
 func modeOf(r config.StreamRule) mode {
 	switch r.Optimize {

@@ -233,3 +233,22 @@ func TestSegmentRules(t *testing.T) {
 		t.Errorf("a routed connection meets %+v, %v", r, ok)
 	}
 }
+
+// TestShare: the rule of the side that sends counts.
+func TestShare(t *testing.T) {
+	rule := func(share int) config.StreamRule {
+		return config.StreamRule{Peer: "dc2", To: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24")}, Ports: []config.PortRange{{First: 1, Last: 99}}, Share: share}
+	}
+	dial := config.DialRule{Peer: "dc2", To: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, Ports: []config.PortRange{{First: 1, Last: 99}}, Share: 3}
+	p := newPolicy(&config.Config{Streams: []config.StreamRule{rule(7)}, Dials: []config.DialRule{dial}})
+	for _, c := range []struct {
+		peer string
+		near bool
+		dst  string
+		want int
+	}{{"dc2", true, "10.2.0.1:22", 7}, {"dc2", true, "10.2.0.1:100", 1}, {"dc2", false, "10.1.0.1:22", 3}, {"dc3", false, "10.1.0.1:22", 1}, {"dc2", false, "10.2.0.1:22", 1}} {
+		if got := p.share(c.peer, c.near, tuple{dst: netip.MustParseAddrPort(c.dst)}); got != c.want {
+			t.Errorf("%+v: %d", c, got)
+		}
+	}
+}

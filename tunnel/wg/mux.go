@@ -59,17 +59,19 @@ type mux struct {
 	wake      chan struct{} // there is something to do for Read
 
 	// Owned by Read.
-	mtu     int // inner, as of now
-	out     sink
-	place   func(int) []byte // out.next, made once
-	scratch [][]byte
-	backlog []*held // released, to be sent
-	left    leftover
-	sending frame // being cut
-	cut     super.Splitter
-	whole   []byte // a frame that leaves in parts
-	plain   bool   // the TUN device had packets last time
-	tunGone bool   // and will have none any more
+	mtu      int // inner, as of now
+	out      sink
+	place    func(int) []byte // out.next, made once
+	scratch  [][]byte
+	backlog  []*held // released, to be sent
+	left     leftover
+	sending  frame // being cut
+	cut      super.Splitter
+	whole    []byte  // a frame that leaves in parts
+	plain    bool    // the TUN device had packets last time
+	tunGone  bool    // and will have none any more
+	controls int     // of out, the first ones
+	shaped   *shaped // nil: packets leave as fast as they come
 
 	// Owned by Write.
 	inbox inbox
@@ -86,6 +88,7 @@ type mux struct {
 	hold    hold
 	credit  credit
 	reading bool // Read waits in the TUN device's
+	nudged  bool // a shaped packet may leave: Read must not wait there
 	blocked bool // there is work and no credit
 }
 
@@ -96,6 +99,9 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
 	m.space, m.place = sync.NewCond(&m.mu), m.out.next
+	if cfg.Rate > 0 {
+		m.shaped = newShaped(m, cfg)
+	}
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
 	m.setMTU(cfg.InnerMTU)

@@ -58,10 +58,21 @@ func (l *leftover) add(p []byte) {
 func (m *mux) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for !m.isClosed() {
 		n := min(len(bufs), conn.IdealBatchSize)
-		m.out = sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
-		m.fill(&m.out)
-		if m.out.n > 0 {
-			return m.out.n, nil
+		out := sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
+		if m.shaped == nil {
+			m.out = out
+			m.fill(&m.out)
+			out = m.out
+		} else {
+			m.fillShaped(&out)
+		}
+		if out.live > 0 {
+			m.mu.Lock()
+			m.credit.enter(out.live, time.Now())
+			m.mu.Unlock()
+		}
+		if out.n > 0 {
+			return out.n, nil
 		}
 	}
 	return 0, os.ErrClosed
@@ -88,11 +99,6 @@ func (m *mux) fill(out *sink) {
 		m.wait()
 	case out.room() > 0 && m.left.n == 0 && !m.tunGone:
 		m.fillDevice(out, up)
-	}
-	if out.live > 0 {
-		m.mu.Lock()
-		m.credit.enter(out.live, now)
-		m.mu.Unlock()
 	}
 }
 
@@ -123,6 +129,7 @@ func (m *mux) wait() {
 func (m *mux) takeControl(out *sink, now time.Time) (up bool, room int) {
 	m.mu.Lock()
 	n := m.popLocked(m.control, 0, out.room())
+	m.controls = n
 	room = max(m.credit.room(now)-n, 0)
 	if m.up && len(m.hold.flows) > 0 {
 		m.backlog = append(m.backlog, m.hold.take()...)
@@ -297,7 +304,7 @@ func (m *mux) fillDevice(out *sink, up bool) {
 func (m *mux) mayRead(up bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reading = m.control.n == 0 && m.up == up && (!up || m.frames.n == 0)
+	m.reading = m.control.n == 0 && m.up == up && (!up || m.frames.n == 0) && !m.nudged
 	return m.reading
 }
 

@@ -106,19 +106,20 @@ var pathAddrs = [2]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseA
 // path is a link over an emulated path, the first end with a mobile socket.
 type path struct {
 	*wan.Net
-	sock [2]*mobile
-	ends [2]*simEnd
+	sock    [2]*mobile
+	ends    [2]*simEnd
+	options []func(*Config)
 }
 
 // onPath runs f over a path of given parameters each way, both ends up.
-func onPath(t *testing.T, params wan.Params, f func(t *testing.T, p *path)) {
+func onPath(t *testing.T, params wan.Params, f func(t *testing.T, p *path), options ...func(*Config)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		network, err := wan.NewNet(params)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := &path{Net: network}
+		p := &path{Net: network, options: options}
 		for i := range p.ends {
 			p.open(t, i)
 		}
@@ -147,6 +148,9 @@ func (p *path) open(t *testing.T, i int) {
 		OnState: func(s State) { e.states <- s },
 	}
 	cfg.Local, cfg.Remote = LinkAddrs(PublicKey(cfg.PrivateKey), cfg.PublicKey)
+	for _, o := range p.options {
+		o(&cfg)
+	}
 	l, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)

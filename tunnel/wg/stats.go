@@ -90,6 +90,8 @@ type Drops struct {
 	// break the carrier format, or are of another version of it.
 	Foreign uint64 `json:"foreign"`
 	Version uint64 `json:"version"`
+	// Rate: too much waited for the link's rate.
+	Rate uint64 `json:"rate"`
 	// Unclaimed: frames and control datagrams nobody takes.
 	Unclaimed uint64 `json:"unclaimed"`
 	// Rejected: datagrams with data that gave no packet, since they were
@@ -118,7 +120,7 @@ type counters struct {
 	dropFrameQueue, dropFrameInvalid                      atomic.Uint64
 	dropControlQueue, dropControlDown, dropControlInvalid atomic.Uint64
 	dropHoldFull, dropHoldOlder                           atomic.Uint64
-	dropNotIP, dropTooBig, dropForged                     atomic.Uint64
+	dropNotIP, dropTooBig, dropForged, dropRate           atomic.Uint64
 	dropForeign, dropVersion, dropUnclaimed               atomic.Uint64
 	rxData, rxOpened                                      atomic.Uint64 // datagrams with data, and packets of them
 	tunReadErrors, tunWriteErrors                         atomic.Uint64
@@ -141,7 +143,7 @@ func (c *counters) fill(s *Stats) {
 		FrameQueue: c.dropFrameQueue.Load(), FrameInvalid: c.dropFrameInvalid.Load(),
 		ControlQueue: c.dropControlQueue.Load(), ControlDown: c.dropControlDown.Load(), ControlInvalid: c.dropControlInvalid.Load(),
 		HoldFull: c.dropHoldFull.Load(), HoldOlder: c.dropHoldOlder.Load(),
-		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(),
+		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(), Rate: c.dropRate.Load(),
 		Foreign: c.dropForeign.Load(), Version: c.dropVersion.Load(), Unclaimed: c.dropUnclaimed.Load(),
 		Rejected: c.rxData.Load() - opened,
 	}

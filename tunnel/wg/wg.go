@@ -9,7 +9,9 @@
 // The mux is the tun.Device that wireguard-go has. On the way out control
 // datagrams and probes go first, then frames, then packets; packets keep half
 // of each batch when both wait. The TUN device is read straight into the
-// buffers of wireguard-go, and super-frames are cut straight into them. At
+// buffers of wireguard-go, and super-frames are cut straight into them, unless
+// the link has a rate: then they wait in a queue that is fair to flows (package
+// shape), so that bulk never makes others wait. At
 // most 1024 packets are inside wireguard-go at once. What is not a plain packet that
 // fits is carried in the format of package carrier; a stock peer gets plain
 // packets only.
@@ -102,6 +104,11 @@ type Config struct {
 	// Stock says that the peer is a WireGuard implementation without stitch:
 	// plain IP packets only, no probes.
 	Stock bool
+	// Rate is the most bits of IP packets a second that leave on the WAN, Overhead
+	// what is counted with each packet for that: the WAN's headers. Rate 0: no
+	// bound.
+	Rate     int64
+	Overhead int
 	// Apart sends and receives datagrams one at a time, never several in one
 	// call: the way out where UDP segmentation or receive offload harms. A link
 	// that finds out that one does, does so by itself.

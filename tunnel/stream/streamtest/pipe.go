@@ -289,6 +289,9 @@ func (c *Conn) RTT() time.Duration { return 2 * c.p.delay }
 // DeliveryRate implements stream.Conn: it is not known.
 func (c *Conn) DeliveryRate() (rate float64, limited bool) { return 0, false }
 
+// SetShare implements stream.Conn; there is nothing to share.
+func (c *Conn) SetShare(int) error { return nil }
+
 // Congestion implements stream.Conn.
 func (c *Conn) Congestion() string { return "memory" }
 

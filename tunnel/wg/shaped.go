@@ -1,0 +1,137 @@
+package wg
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+
+	"stitch/tunnel/netdev"
+	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/shape"
+)
+
+// minNudge is the shortest time between two looks at a queue of which nothing
+// may leave.
+const minNudge = 100 * time.Microsecond
+
+// stageSize holds whatever the TUN device may deliver.
+const stageSize = 64 << 10
+
+// shaped is the queue of a link with a rate: between what is to be sent and
+// wireguard-go. Owned by Read.
+type shaped struct {
+	queue         *shape.Shaper
+	began         time.Time
+	seed          maphash.Seed
+	local, remote netip.Addr
+	back          carrier.Path // the peer's view, to read what we send
+	stage         sink
+	timer         *time.Timer
+	packet        []byte // being sent
+}
+
+func newShaped(m *mux, cfg *Config) *shaped {
+	back, _ := carrier.NewPath(cfg.Remote, cfg.Local) // Open made it the other way round
+	s := &shaped{
+		back:  back,
+		queue: shape.New(cfg.Rate, cfg.Overhead), began: time.Now(), seed: maphash.MakeSeed(),
+		local: cfg.Local, remote: cfg.Remote,
+	}
+	s.stage.bufs, s.stage.sizes = make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize)
+	for i := range s.stage.bufs {
+		s.stage.bufs[i] = make([]byte, netdev.MinOffset+stageSize)
+	}
+	s.timer = time.AfterFunc(time.Hour, m.nudge)
+	s.timer.Stop()
+	return s
+}
+
+// nudge makes Read look at the queue.
+func (m *mux) nudge() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nudged = true
+	m.notifyLocked()
+}
+
+// fillShaped is fill for a link with a rate: what there is goes into the queue,
+// and what may leave now into out. Control and probes never wait.
+func (m *mux) fillShaped(out *sink) {
+	s := m.shaped
+	m.mu.Lock()
+	m.nudged = false
+	stuck := m.credit.room(time.Now()) == 0
+	m.mu.Unlock()
+	switch wait, some := s.queue.Wait(time.Since(s.began)); {
+	case some && wait == 0 && !stuck:
+		m.nudge()
+	case some:
+		s.timer.Reset(max(wait, minNudge))
+	}
+	m.out = sink{bufs: s.stage.bufs, sizes: s.stage.sizes, offset: netdev.MinOffset, limit: len(s.stage.bufs)}
+	m.fill(&m.out)
+	s.timer.Stop()
+	m.mu.Lock()
+	up, room := m.up, m.credit.room(time.Now())
+	m.mu.Unlock()
+	m.enqueue(out)
+	if !up {
+		s.queue.Clear()
+	}
+	out.limit = min(out.limit, out.n+room)
+	m.dequeue(out)
+	m.count.dropRate.Store(s.queue.Dropped())
+}
+
+// enqueue queues what was staged; control and probes go straight to out.
+func (m *mux) enqueue(out *sink) {
+	s := m.shaped
+	var hash uint64
+	for i := range m.out.n {
+		p := m.out.bufs[i][m.out.offset:][:m.out.sizes[i]]
+		switch {
+		case len(p) == 0:
+		case i < m.controls && out.room() > 0:
+			copy(out.next(len(p)), p)
+			s.queue.Spend(len(p))
+		default:
+			k, weight, again := m.flowOf(p)
+			if !again {
+				hash = maphash.Comparable(s.seed, k)
+			}
+			s.queue.Push(hash, weight, p)
+		}
+	}
+}
+
+// dequeue fills out with what may leave now.
+func (m *mux) dequeue(out *sink) {
+	s := m.shaped
+	now := time.Since(s.began)
+	for out.room() > 0 {
+		p, ok := s.queue.Pop(now, s.packet[:0])
+		if s.packet = p; !ok {
+			return
+		}
+		copy(out.next(len(p)), p)
+	}
+}
+
+// flowOf returns the flow of a packet that is ready to be sent, and its weight:
+// of the agents' own connections that is their DSCP. again: it is a later part
+// of the message before it.
+func (m *mux) flowOf(p []byte) (k flowKey, weight int, again bool) {
+	h, body, err := m.shaped.back.Parse(p)
+	switch {
+	case err == nil && h.Index > 0:
+		return k, 1, true
+	case err == nil: // the segment of an IP packet is 0
+		return keyOf(h.Segment, body), 1, false
+	}
+	if s := m.shaped; len(p) >= 20 && p[0]>>4 == 4 && netip.AddrFrom4([4]byte(p[12:16])) == s.local && netip.AddrFrom4([4]byte(p[16:20])) == s.remote {
+		weight = int(p[1] >> 2)
+	}
+	return keyOf(0, p), max(weight, 1), false
+}
