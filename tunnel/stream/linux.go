@@ -254,10 +254,8 @@ func resetOnClose(fd int) error {
 
 // peerOptions are for the long way between the agents.
 func peerOptions(fd int) error {
-	if unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr") != nil {
-		if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic"); err != nil {
-			return wrap("TCP_CONGESTION", err)
-		}
+	if err := congestion(fd, "bbr", "cubic"); err != nil {
+		return err
 	}
 	for _, o := range []struct {
 		name          string
@@ -275,6 +273,17 @@ func peerOptions(fd int) error {
 		wrap("SO_RCVBUFFORCE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, peerReceive)),
 		wrap("TCP_USER_TIMEOUT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(peerTimeout/time.Millisecond))),
 		wrap("TCP_NOTSENT_LOWAT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSentLow)))
+}
+
+// congestion chooses the first of the congestion controls that the kernel has.
+// Which one that was is in PeerStats.Congestion.
+func congestion(fd int, names ...string) (err error) {
+	for _, name := range names {
+		if err = unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name); err == nil {
+			break
+		}
+	}
+	return wrap("TCP_CONGESTION", err)
 }
 
 func wrap(what string, err error) error {

@@ -6,6 +6,10 @@ import (
 	"net"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"stitch/tunnel/config"
 )
 
 // kernelPair is a connection over loopback: one end ours, the other a host's.
@@ -178,5 +182,38 @@ func TestLinkRate(t *testing.T) {
 		if got := l.Update(s.sample, s.limited); got != s.want {
 			t.Errorf("sample %d: %v, want %v", i, got, s.want)
 		}
+	}
+}
+
+// TestCongestion: a kernel without the congestion control that is wanted gives the
+// next one, and the connection says which.
+func TestCongestion(t *testing.T) {
+	c, _ := kernelPair(t)
+	choose := func(names ...string) (err error) {
+		if e := c.raw.Control(func(fd uintptr) { err = congestion(int(fd), names...) }); e != nil {
+			t.Fatal(e)
+		}
+		return err
+	}
+	if err := choose("nonesuch", "reno"); err != nil || c.Congestion() != "reno" {
+		t.Errorf("%q, %v", c.Congestion(), err)
+	}
+	if err := choose("nonesuch"); !errors.Is(err, syscall.ENOENT) || c.Congestion() != "reno" {
+		t.Errorf("%q, %v", c.Congestion(), err)
+	}
+}
+
+// TestSetShare: the DSCP says how much of the link's rate is wanted.
+func TestSetShare(t *testing.T) {
+	c, _ := kernelPair(t)
+	if err := c.SetShare(config.MaxShare); err != nil {
+		t.Fatal(err)
+	}
+	tos := 0
+	if err := c.raw.Control(func(fd uintptr) { tos, _ = unix.GetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TOS) }); err != nil {
+		t.Fatal(err)
+	}
+	if tos>>2 != config.MaxShare {
+		t.Errorf("TOS %#x", tos)
 	}
 }
