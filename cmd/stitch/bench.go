@@ -38,6 +38,7 @@ func benchCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "lab", Usage: "the WAN: `RATE,RTT,LOSS`"},
 			&cli.DurationFlag{Name: "length", Value: 10 * time.Second, Usage: "`TIME` a transfer takes at the rate of the WAN; it is cut off after three times that"},
+			&cli.StringFlag{Name: "limit", Usage: "`RATE` of stitch's links, as rate in [[peer]]: a little less than the WAN's, such as 98mbit"},
 			&cli.StringFlag{Name: "file", Usage: "send `FILE` (up to 1 GiB) in place of made data"},
 			&cli.StringFlag{Name: "memory", Value: "4GiB", Usage: "`SIZE` of the machine whose migration is forecast"},
 			&cli.StringFlag{Name: "dirty", Value: "5MiB", Usage: "`SIZE` of the memory that it writes each second"},
@@ -90,6 +91,10 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 	memory, errMemory := config.ParseSize(c.String("memory"))
 	dirty, errDirty := config.ParseSize(c.String("dirty"))
 	exe, errExe := os.Executable()
+	if limit := c.String("limit"); limit != "" {
+		_, errLimit := wan.ParseRate(limit)
+		errExe = errors.Join(errExe, errLimit)
+	}
 	if err := errors.Join(errRate, errRTT, errLoss, errMemory, errDirty, errExe); err != nil {
 		return bench.Config{}, err
 	}
@@ -108,7 +113,7 @@ func benchConfig(c *cli.Context) (bench.Config, error) {
 		}
 	}
 	return bench.Config{
-		Rate: rate, RTT: rtt, Loss: loss, Length: length, File: c.String("file"), Stitch: exe,
+		Rate: rate, RTT: rtt, Loss: loss, Length: length, Limit: c.String("limit"), File: c.String("file"), Stitch: exe,
 		VM: bench.VM{Memory: memory, Dirty: dirty, Downtime: 300 * time.Millisecond},
 	}, nil
 }
@@ -137,9 +142,9 @@ func printBench(w io.Writer, r *bench.Report, vm bench.VM) error {
 		row(x.Data, x.Carrier, fmt.Sprintf("%.2f", x.Rate()/1e6), fmt.Sprintf("%.0f %%", x.Rate()*800/float64(r.Rate)),
 			fmt.Sprintf("%.1f s", x.Seconds), size(int64(x.WAN)), note)
 	}
-	row("\nROUND TRIPS", "THROUGH", "P50", "P99", "OF")
+	row("\nROUND TRIPS", "THROUGH", "P50", "P99", "MAX", "OF")
 	for _, l := range r.Latencies {
-		row(map[bool]string{false: "idle", true: "full"}[l.Busy], l.Carrier, ms(l.P50), ms(l.P99), fmt.Sprint(l.N))
+		row(map[bool]string{false: "idle", true: "full"}[l.Busy], l.Carrier, ms(l.P50), ms(l.P99), ms(l.Max), fmt.Sprint(l.N))
 	}
 	fmt.Fprintf(t, "\nMigration of a machine with %s that writes %s a second, if its memory is like the data:\n", size(vm.Memory), size(vm.Dirty))
 	for _, f := range r.Forecasts {

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,6 +28,8 @@ type Config struct {
 	// Length is how long a transfer takes at the rate of the WAN; what is
 	// slower is cut off after three times that.
 	Length time.Duration
+	// Limit is the rate of stitch's links, as in their configuration; "": none.
+	Limit string
 	// File is sent in place of the made data; "": none.
 	File string
 	// VM is the machine whose migration is forecast.
@@ -42,6 +45,8 @@ const (
 	PlainCubic = "plain, hosts on CUBIC"
 	PlainBBR   = "plain, hosts on BBR"
 	Stitch     = "stitch"
+	// Packets is stitch, for a connection that no rule covers: only round trips.
+	Packets = "stitch, as packets"
 )
 
 // The kinds of data.
@@ -74,6 +79,7 @@ type Latency struct {
 	N    int           `json:"n"`
 	P50  time.Duration `json:"p50_ns"`
 	P99  time.Duration `json:"p99_ns"`
+	Max  time.Duration `json:"max_ns"`
 }
 
 // Report is all that was measured.
@@ -119,6 +125,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		}
 	}
 	o.Streams = true
+	if cfg.Limit != "" {
+		o.Edit = func(_, toml string) string {
+			return strings.Replace(toml, "[[peer]]\n", fmt.Sprintf("[[peer]]\nrate = %q\n", cfg.Limit), 1)
+		}
+	}
 	if err := r.in(ctx, cfg, o, s, []carrier{{Stitch, "cubic", []string{Random, Typical, Repeated}}}); err != nil {
 		return nil, err
 	}
@@ -174,24 +185,18 @@ func (r *Report) in(ctx context.Context, cfg Config, o lab.Options, s *sources, 
 // carry measures one carrier.
 func (r *Report) carry(ctx context.Context, cfg Config, h *hosts, s *sources, c carrier) error {
 	cfg.Progress(c.name + ": round trips of an idle path")
-	idle, err := h.latency(ctx, c.congestion, cfg.Length/3)
-	if err != nil {
+	if err := r.roundTrips(ctx, h, c, false, cfg.Length/3); err != nil {
 		return err
 	}
-	r.Latencies = append(r.Latencies, idle.of(c.name, false))
 	for _, data := range c.data {
 		cfg.Progress(c.name + ": " + data + " data")
 		before, err := h.l.WAN().Counters(ctx)
 		if err != nil {
 			return err
 		}
-		var busy delays
 		var probe errgroup.Group
 		if data == Random {
-			probe.Go(func() (err error) {
-				busy, err = h.latency(ctx, c.congestion, cfg.Length)
-				return err
-			})
+			probe.Go(func() error { return r.roundTrips(ctx, h, c, true, cfg.Length) })
 		}
 		t, err := h.transfer(ctx, c.congestion, s.open(data), 3*cfg.Length)
 		if errProbe := probe.Wait(); errProbe != nil && err == nil {
@@ -206,9 +211,31 @@ func (r *Report) carry(ctx context.Context, cfg Config, h *hosts, s *sources, c 
 		}
 		t.Carrier, t.Data, t.WAN = c.name, data, after.Bytes()-before.Bytes()
 		r.Transfers = append(r.Transfers, t)
-		if data == Random {
-			r.Latencies = append(r.Latencies, busy.of(c.name, true))
-		}
+	}
+	return nil
+}
+
+// roundTrips times small messages, through stitch on two connections: one that is
+// optimised and one that is not.
+func (r *Report) roundTrips(ctx context.Context, h *hosts, c carrier, busy bool, length time.Duration) error {
+	var stream, packets delays
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		stream, err = h.latency(ctx, echoPort, c.congestion, length)
+		return err
+	})
+	if c.name == Stitch {
+		g.Go(func() (err error) {
+			packets, err = h.latency(ctx, packetPort, c.congestion, length)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	r.Latencies = append(r.Latencies, stream.of(c.name, busy))
+	if c.name == Stitch {
+		r.Latencies = append(r.Latencies, packets.of(Packets, busy))
 	}
 	return nil
 }

@@ -27,6 +27,8 @@ const (
 	receiverAddr     = "10.2.0.10"
 	sinkPort         = 4000
 	echoPort         = 4001
+	// packetPort is in none of the rules: what goes there crosses as packets.
+	packetPort = 3901
 	// messageSize and messageEvery are those of the small connection.
 	messageSize  = 64
 	messageEvery = 20 * time.Millisecond
@@ -36,11 +38,12 @@ const (
 
 // hosts are the two ends of the transfers.
 type hosts struct {
-	l          *lab.Lab
-	sink, echo net.Listener
-	got        chan arrived
-	received   atomic.Int64 // of the current transfer
-	incoming   atomic.Pointer[net.TCPConn]
+	l        *lab.Lab
+	sink     net.Listener
+	echoes   []net.Listener
+	got      chan arrived
+	received atomic.Int64 // of the current transfer
+	incoming atomic.Pointer[net.TCPConn]
 }
 
 // arrived is what the receiver had of a connection.
@@ -57,17 +60,22 @@ func newHosts(l *lab.Lab) (*hosts, error) {
 	}
 	err = ns.Do(func() (err error) {
 		h.sink, err = net.Listen("tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(sinkPort)))
-		if err != nil {
-			return err
+		for _, port := range []int{echoPort, packetPort} {
+			if err == nil {
+				var l net.Listener
+				l, err = net.Listen("tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(port)))
+				h.echoes = append(h.echoes, l)
+			}
 		}
-		h.echo, err = net.Listen("tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(echoPort)))
 		return err
 	})
 	if err != nil {
 		h.close()
 		return nil, err
 	}
-	go serve(h.echo, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	for _, l := range h.echoes {
+		go serve(l, func(c net.Conn) { _, _ = io.Copy(c, c) })
+	}
 	go serve(h.sink, func(c net.Conn) {
 		h.incoming.Store(c.(*net.TCPConn))
 		n, err := io.Copy(counter{&h.received}, c)
@@ -77,7 +85,7 @@ func newHosts(l *lab.Lab) (*hosts, error) {
 }
 
 func (h *hosts) close() {
-	for _, l := range []net.Listener{h.sink, h.echo} {
+	for _, l := range append(h.echoes, h.sink) {
 		if l != nil {
 			_ = l.Close()
 		}
@@ -218,9 +226,9 @@ func ctxError(ctx context.Context) error {
 // delays are round trips of small messages, sorted.
 type delays []time.Duration
 
-// latency sends small messages and times the answers.
-func (h *hosts) latency(ctx context.Context, congestion string, length time.Duration) (delays, error) {
-	c, err := h.dial(ctx, echoPort, congestion)
+// latency sends small messages to a port and times the answers.
+func (h *hosts) latency(ctx context.Context, port int, congestion string, length time.Duration) (delays, error) {
+	c, err := h.dial(ctx, port, congestion)
 	if err != nil {
 		return nil, err
 	}
@@ -246,7 +254,7 @@ func (h *hosts) latency(ctx context.Context, congestion string, length time.Dura
 func (d delays) of(carrier string, busy bool) Latency {
 	l := Latency{Carrier: carrier, Busy: busy, N: len(d)}
 	if len(d) > 0 {
-		l.P50, l.P99 = d[len(d)/2], d[len(d)*99/100]
+		l.P50, l.P99, l.Max = d[len(d)/2], d[len(d)*99/100], d[len(d)-1]
 	}
 	return l
 }
