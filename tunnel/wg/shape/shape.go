@@ -17,10 +17,12 @@ const (
 	// anybody notices, longer than a timer's error.
 	burstTime = 4 * time.Millisecond
 	minBurst  = 2 * quantum
-	// queueTime is how long what may wait takes to be sent.
-	queueTime = 100 * time.Millisecond
+	// queueTime is how long what may wait takes to be sent. Long, because nobody
+	// but its own flow waits for it, and what a starting connection sends too much
+	// would have to be sent again.
+	queueTime = 200 * time.Millisecond
 	minQueue  = 64 << 10
-	maxQueue  = 8 << 20
+	maxQueue  = 16 << 20
 	// maxSpare bounds the buffers that are kept.
 	maxSpare = 256
 )
@@ -80,13 +82,15 @@ func (s *Shaper) Push(hash uint64, weight int, packet []byte) {
 
 // drop drops the oldest packet of the longest queue.
 func (s *Shaper) drop() {
-	longest := 0
-	for i := range s.flows {
-		if s.flows[i].bytes > s.flows[longest].bytes {
-			longest = i
+	var longest *flow
+	for _, list := range [][]int{s.fresh, s.old} {
+		for _, i := range list {
+			if f := &s.flows[i]; longest == nil || f.bytes > longest.bytes {
+				longest = f
+			}
 		}
 	}
-	s.keep(s.take(&s.flows[longest]))
+	s.keep(s.take(longest))
 	s.dropped++
 }
 
@@ -157,11 +161,8 @@ func (s *Shaper) refill(now time.Duration) {
 
 // Clear drops all that waits.
 func (s *Shaper) Clear() {
-	for i := range s.flows {
-		for s.flows[i].bytes > 0 {
-			s.keep(s.take(&s.flows[i]))
-			s.dropped++
-		}
+	for s.bytes > 0 {
+		s.drop()
 	}
 }
 
