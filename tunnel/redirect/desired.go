@@ -69,6 +69,9 @@ type Route struct {
 	OwnSource bool
 	// MTU is a locked path MTU; zero: the device's.
 	MTU int
+	// Window is how many segments a new TCP connection sends before the first is
+	// acknowledged; zero: as the kernel does, 10.
+	Window int
 	// Guard marks a route that must outlive the agent.
 	Guard bool
 }

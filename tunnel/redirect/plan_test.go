@@ -202,3 +202,23 @@ func TestPrefixesDropCovered(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// TestInitialWindow: 50 ms of a link's rate, within bounds; the kernel's where the
+// rate is not known.
+func TestInitialWindow(t *testing.T) {
+	for rate, want := range map[int64]int{0: 0, 1e6: 10, 100e6: 434, 10e9: 1024} {
+		if got := window(rate, 1440); got != want {
+			t.Errorf("%d bit/s: %d segments, want %d", rate, got, want)
+		}
+	}
+	cfg := &config.Config{Site: "dc1", Peers: []config.Peer{{Name: "dc2", Rate: 100e6}}}
+	var routes []Route
+	for _, r := range Plan(cfg, siteLinks("dc1"), nil, false).Routes {
+		if r.Window != 0 {
+			routes = append(routes, r)
+		}
+	}
+	if len(routes) != 1 || routes[0].Window != 434 || routes[0].Dst.Addr() != siteLinks("dc1")["dc2"].Remote {
+		t.Errorf("routes with a window: %+v", routes)
+	}
+}

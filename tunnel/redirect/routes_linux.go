@@ -124,7 +124,7 @@ func netlinkRoute(r Route, index int, src netip.Addr) *netlink.Route {
 	n := &netlink.Route{
 		Table: k.table, Dst: ipNet(r.Dst), Priority: k.metric, Protocol: routeProtocol,
 		Type: unix.RTN_UNICAST, LinkIndex: index, Scope: netlink.SCOPE_LINK,
-		MTU: r.MTU, MTULock: r.MTU > 0,
+		MTU: r.MTU, MTULock: r.MTU > 0, InitCwnd: r.Window,
 	}
 	switch r.Kind {
 	case RouteUnreachable:
@@ -145,7 +145,7 @@ func netlinkRoute(r Route, index int, src netip.Addr) *netlink.Route {
 
 // sameRoute compares what a plan can change between two routes of one key.
 func sameRoute(a, b netlink.Route) bool {
-	if a.Type != b.Type || a.MTU != b.MTU || !a.Src.Equal(b.Src) {
+	if a.Type != b.Type || a.MTU != b.MTU || a.InitCwnd != b.InitCwnd || !a.Src.Equal(b.Src) {
 		return false
 	}
 	return b.Type != unix.RTN_UNICAST || a.LinkIndex == b.LinkIndex
