@@ -2,13 +2,16 @@ package wg
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wan"
+	"stitch/tunnel/wg/carrier"
 )
 
 // arrivedAt is an IP packet that came out of a link.
@@ -133,4 +136,50 @@ func TestShapedOrder(t *testing.T) {
 			t.Errorf("%d of 40 packets arrived", n)
 		}
 	}, func(cfg *Config) { cfg.Rate, cfg.Overhead = 2e6, 60 })
+}
+
+// TestFlowOf: frames are told apart by what is inside them, later parts belong to
+// the first, and only between the agents a DSCP is a weight.
+func TestFlowOf(t *testing.T) {
+	local, remote := LinkAddrs(config.Key{1}, config.Key{2})
+	path, err := carrier.NewPath(local, remote)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &mux{path: path}
+	m.shaped = newShaped(m, &Config{Local: local, Remote: remote, Rate: 1e6})
+	carry := func(h carrier.Header, body []byte) []byte {
+		b := make([]byte, carrier.HeaderLen+len(body))
+		m.path.Put(b, h, len(body))
+		copy(b[carrier.HeaderLen:], body)
+		return b
+	}
+	marked := func(src, dst netip.Addr) []byte {
+		b := ipPacket(100, 5302)
+		b[1] = 9 << 2
+		copy(b[12:], src.AsSlice())
+		copy(b[16:], dst.AsSlice())
+		return b
+	}
+	frame := append(append(make([]byte, 12), 8, 0), ipPacket(100, 7)...)
+	host := netip.MustParseAddr("10.1.0.1")
+	for name, c := range map[string]struct {
+		packet []byte
+		key    flowKey
+		weight int
+		again  bool
+	}{
+		"packet":       {ipPacket(100, 7), keyOf(0, ipPacket(100, 7)), 1, false},
+		"agents":       {marked(local, remote), keyOf(0, marked(local, remote)), 9, false},
+		"not agents":   {marked(host, remote), keyOf(0, marked(host, remote)), 1, false},
+		"frame":        {carry(carrier.Header{Kind: carrier.Frame, Segment: 7}, frame), keyOf(7, frame), 1, false},
+		"first part":   {carry(carrier.Header{Kind: carrier.IP, Last: 1}, ipPacket(100, 7)), keyOf(0, ipPacket(100, 7)), 1, false},
+		"second part":  {carry(carrier.Header{Kind: carrier.IP, Index: 1, Last: 1}, ipPacket(100, 7)), flowKey{}, 1, true},
+		"too short":    {[]byte{0x45, 0xff}, keyOf(0, []byte{0x45, 0xff}), 1, false},
+		"no IP at all": {nil, flowKey{}, 1, false},
+	} {
+		if key, weight, again := m.flowOf(c.packet); key != c.key || weight != c.weight || again != c.again {
+			t.Errorf("%s: %+v, %d, %v", name, key, weight, again)
+		}
+	}
 }
