@@ -23,7 +23,7 @@ func (pc *peerConn) codec(m mode, shop *block.Shop) (*block.Encoder, *block.Deco
 	o := block.Options{
 		Shop: shop, Lines: pc.terms.Tenants, Alone: pc.domain.name == "",
 		Tables: pc.terms.Features&featureTables != 0,
-		Clock: func() time.Duration { return time.Since(began) },
+		Clock:  func() time.Duration { return time.Since(began) },
 	}
 	history := pc.history
 	switch m {
