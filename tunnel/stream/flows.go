@@ -136,8 +136,11 @@ func (p *Proxy) Flows(most int) FlowList {
 			return true
 		}
 		p.mu.Lock()
-		why := p.passings.why[t]
+		why, undecided := p.passings.why[t], c.Proto == protoTCP && p.table.Split(t)
 		p.mu.Unlock()
+		if undecided { // or decided since the kernel was asked
+			return true
+		}
 		if f, ok := p.policy.packetFlow(c, p.linkPeer(c.Mark), why, site); ok {
 			if f.Side == "near" && (f.Reason == NoStreamRule || f.Reason == RuleOff || f.Reason == BegunEarlier) && own(c.Src.Addr()) {
 				f.Reason = FromEdge

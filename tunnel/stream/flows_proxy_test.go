@@ -89,3 +89,30 @@ func TestFlowsOfPackets(t *testing.T) {
 		}
 	})
 }
+
+// TestFlowsOfHeld: a connection whose SYN waits for the far server's answer is
+// no packet flow yet, though the kernel tracks it without the mark of a stream.
+// Control: another tuple of the same rule is one.
+func TestFlowsOfHeld(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		w.a.net.Routes = map[netip.Addr]string{server: "st-dc2"}
+		dst := netip.AddrPortFrom(server, 4000)
+		w.fabric.Serve(dst)
+		tracked := func(port uint16) stream.Tracked {
+			return stream.Tracked{Proto: 6, Src: netip.AddrPortFrom(client, port), Dst: dst, At: dst}
+		}
+		w.a.net.Forwarded = []stream.Tracked{tracked(w.nextSrc + 1), tracked(5)}
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := w.connect(dst)
+			done <- err
+		}()
+		time.Sleep(5 * time.Millisecond)
+		if l := w.a.proxy.Flows(100).Flows; len(l) != 1 || l[0].Src.Port() != 5 || l[0].Reason != stream.BegunEarlier {
+			t.Errorf("%+v", l)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}

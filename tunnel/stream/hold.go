@@ -143,6 +143,13 @@ func (t *holdTable[S]) Join(k tuple) (stream S, ok bool) {
 	return stream, true
 }
 
+// Split reports whether the tuple is known and not passed: it has a stream, had
+// one, or waits for one.
+func (t *holdTable[S]) Split(k tuple) bool {
+	e := t.entries[k]
+	return e != nil && e.state != passed
+}
+
 // Expire forgets what is too old and returns the streams nobody joined.
 func (t *holdTable[S]) Expire(now time.Time) (unused []S) {
 	var next *list.Element
