@@ -63,23 +63,30 @@ func serve(t *testing.T, l *lab.Lab, host, dir string, port int, args ...string)
 
 // carriage asks an edge again and again how it carries the connections to addr,
 // as `stitch flows` does. The answers so far, such as "full" or "packets 3", the
-// kind and the number of the reason, are what the function returned returns.
+// kind and the number of the reason, are what the function returned returns. An
+// answer counts that is given twice: between the kernel and the agent a
+// connection's first packet is nobody's.
 func carriage(t *testing.T, l *lab.Lab, edge, addr string) func() []string {
 	client := control.NewClient(filepath.Join(l.Options().Dir, edge, control.StreamSocket))
 	var mu sync.Mutex
 	seen := map[string]bool{}
 	ctx := t.Context()
 	go func() {
+		last := map[string]bool{}
 		for ctx.Err() == nil {
 			var list stream.FlowList
 			if doc, err := client.Flows(ctx); err == nil && json.Unmarshal(doc, &list) == nil {
+				now := map[string]bool{}
 				mu.Lock()
 				for _, f := range list.Flows {
 					if f.Dst.String() == addr && f.Proto == syscall.IPPROTO_TCP {
-						seen[strings.TrimSuffix(fmt.Sprintf("%s %d", f.Carried, f.Reason), " 0")] = true
+						answer := strings.TrimSuffix(fmt.Sprintf("%s %d", f.Carried, f.Reason), " 0")
+						now[answer+f.Src.String()] = true
+						seen[answer] = seen[answer] || last[answer+f.Src.String()]
 					}
 				}
 				mu.Unlock()
+				last = now
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
@@ -87,6 +94,7 @@ func carriage(t *testing.T, l *lab.Lab, edge, addr string) func() []string {
 	return func() []string {
 		mu.Lock()
 		defer mu.Unlock()
+		maps.DeleteFunc(seen, func(_ string, twice bool) bool { return !twice })
 		return slices.Sorted(maps.Keys(seen))
 	}
 }

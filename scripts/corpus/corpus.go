@@ -1,17 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"stitch/scripts/machine"
 )
 
 const (
@@ -19,6 +18,8 @@ const (
 	writing = time.Minute
 	// fdChannels is how many connections carry memory in a multifd migration.
 	fdChannels = 4
+	bootWait   = 10 * time.Minute
+	moveWait   = 5 * time.Minute
 	// firstSeed and siblingSeed make the guests' data differ.
 	firstSeed   = 1
 	siblingSeed = 2
@@ -34,11 +35,28 @@ type corpus struct {
 	manifest
 }
 
+// guest is a machine that runs a guest or waits for it.
+type guest struct {
+	*machine.Machine
+	machine.Shop
+}
+
+// launch starts a machine with a disk, which boots with seed, or waits if that
+// is 0. The caller must stop it.
+func (c *corpus) launch(ctx context.Context, name, disk string, seed int) (*guest, error) {
+	s := machine.Shop{Name: name, Image: c.image, Disk: disk, Sockets: c.sockets, Seed: seed}
+	m, err := s.Start(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &guest{m, s}, nil
+}
+
 // build makes the whole corpus in out. Processes and scratch files are gone
 // when it returns.
 func build(ctx context.Context, out string) error {
-	c := &corpus{out: out, image: filepath.Join(out, "image"), began: time.Now()}
-	if err := makeImage(ctx); err != nil {
+	c := &corpus{out: out, image: filepath.Join(filepath.Dir(filepath.Dir(out)), machine.ShopImage), began: time.Now()}
+	if err := machine.MakeShop(ctx); err != nil {
 		return err
 	}
 	var err error
@@ -65,19 +83,6 @@ func build(ctx context.Context, out string) error {
 	return nil
 }
 
-// makeImage runs the script that makes the guests' image. If ctx ends it gets
-// the time to clean up.
-func makeImage(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, "scripts/corpus/make-image")
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w", cmd.Path, err)
-	}
-	return nil
-}
-
 // guest follows one guest: its disk, its first move, a minute of writes, its
 // return, and a move over many connections.
 func (c *corpus) guest(ctx context.Context) error {
@@ -85,7 +90,7 @@ func (c *corpus) guest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { m.stop() }()
+	defer func() { m.Stop() }()
 	if err := c.fetch(ctx, m, "dump", "dump1.sql", "pg_dump of the guest's database"); err != nil {
 		return err
 	}
@@ -124,15 +129,15 @@ func (c *corpus) sibling(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	to.stop()
+	to.Stop()
 	return nil
 }
 
 // boot starts a guest on a disk of its own and waits until it is filled. The
 // caller must stop it.
-func (c *corpus) boot(ctx context.Context, name string, seed int) (*machine, error) {
+func (c *corpus) boot(ctx context.Context, name string, seed int) (*guest, error) {
 	disk := filepath.Join(c.work, name+".img")
-	if err := command(ctx, "cp", "--sparse=always", filepath.Join(c.image, "golden.img"), disk); err != nil {
+	if err := machine.Run(exec.CommandContext(ctx, "cp", "--sparse=always", filepath.Join(c.image, "golden.img"), disk)); err != nil {
 		return nil, err
 	}
 	c.say("%s: booting", name)
@@ -140,8 +145,8 @@ func (c *corpus) boot(ctx context.Context, name string, seed int) (*machine, err
 	if err != nil {
 		return nil, err
 	}
-	if err := m.booted(ctx); err != nil {
-		m.stop()
+	if err := m.Booted(ctx, bootWait, nil); err != nil {
+		m.Stop()
 		return nil, err
 	}
 	c.say("%s: booted and filled", name)
@@ -149,9 +154,9 @@ func (c *corpus) boot(ctx context.Context, name string, seed int) (*machine, err
 }
 
 // fetch gets a file from the guest and lists it.
-func (c *corpus) fetch(ctx context.Context, m *machine, command, name, what string) error {
-	if err := fetch(ctx, m.socket("port"), command, c.path(name)); err != nil {
-		return fmt.Errorf("%s: %w", m.name, err)
+func (c *corpus) fetch(ctx context.Context, m *guest, command, name, what string) error {
+	if err := machine.Fetch(ctx, m.Socket("port"), command, c.path(name)); err != nil {
+		return fmt.Errorf("%s: %w", m.Name, err)
 	}
 	c.say("%s: here", name)
 	return c.list(what, c.path(name))
@@ -182,12 +187,4 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// command runs argv to its end; its output is part of the error.
-func command(ctx context.Context, argv ...string) error {
-	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, bytes.TrimSpace(out))
-	}
-	return nil
 }

@@ -1,66 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"image/jpeg"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 )
-
-func TestUnframe(t *testing.T) {
-	for name, tt := range map[string]struct {
-		in   string
-		want string
-		err  error
-	}{
-		"two frames":     {"\x00\x00\x00\x02ab\x00\x00\x00\x01c\x00\x00\x00\x00", "abc", nil},
-		"nothing":        {"\x00\x00\x00\x00", "", nil},
-		"failed":         {"\x00\x00\x00\x01a\xff\xff\xff\xff", "a", errGuest},
-		"over the limit": {"\x00\x00\x00\x05abcde\x00\x00\x00\x00", "", errTooLong},
-		"cut off":        {"\x00\x00\x00\x04ab", "ab", io.EOF},
-		"no end":         {"\x00\x00\x00\x01a", "a", io.EOF},
-	} {
-		var out bytes.Buffer
-		err := unframe(&out, strings.NewReader(tt.in), 4)
-		if !errors.Is(err, tt.err) || out.String() != tt.want {
-			t.Errorf("%s: %q, %v; want %q, %v", name, out.String(), err, tt.want, tt.err)
-		}
-	}
-	if err := unframe(io.Discard, strings.NewReader("\x00\x01\x00\x01"), 1<<30); err == nil {
-		t.Error("no error of a frame over the bound")
-	}
-}
-
-// The port's guest side is played by a listener.
-func TestFetch(t *testing.T) {
-	dir := t.TempDir()
-	l := unix(t, filepath.Join(dir, "port"))
-	asked := make(chan string, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		line, _ := bufio.NewReader(conn).ReadString('\n')
-		asked <- line
-		_, _ = conn.Write([]byte("\x00\x00\x00\x04data\x00\x00\x00\x00"))
-	}()
-	file := filepath.Join(dir, "file")
-	if err := fetch(t.Context(), filepath.Join(dir, "port"), "dump", file); err != nil {
-		t.Fatal(err)
-	}
-	if b, err := os.ReadFile(file); err != nil || string(b) != "data" || <-asked != "dump\n" {
-		t.Errorf("file %q, %v", b, err)
-	}
-}
 
 func TestManifest(t *testing.T) {
 	dir := t.TempDir()
@@ -119,20 +69,5 @@ func TestMadeUpDataIsTheSameEachTime(t *testing.T) {
 	}
 	if _, err := jpeg.Decode(&picture); err != nil {
 		t.Error(err)
-	}
-}
-
-// QEMU must get a memory whose size is no multiple of 256 KiB, see guestRAM.
-func TestGuestMemorySize(t *testing.T) {
-	if guestRAM%(256<<10) == 0 || guestRAM%(8<<10) != 0 {
-		t.Errorf("%d bytes", guestRAM)
-	}
-	m := &machine{name: "m", disk: "d", sockets: "/s"}
-	boot, wait := strings.Join(m.arguments("/i", 7), " "), strings.Join(m.arguments("/i", 0), " ")
-	if !strings.Contains(boot, "-m 1048584k ") || !strings.Contains(boot, "corpus.seed=7") || strings.Contains(boot, "-incoming") {
-		t.Errorf("boot: %s", boot)
-	}
-	if !strings.HasSuffix(wait, " -incoming defer") {
-		t.Errorf("wait: %s", wait)
 	}
 }

@@ -5,44 +5,35 @@ import (
 	"errors"
 	"fmt"
 
-	"stitch/tunnel/hypervisor"
-)
-
-const (
-	// maxBandwidth does not limit.
-	maxBandwidth = 10 << 30
-	downtimeAim  = 300 // ms
+	"stitch/scripts/machine"
 )
 
 // move migrates the guest live into a new QEMU on the same disk, with channels
 // connections for memory beside the first (0: one connection carries all), and
 // records it as name. The source has ended when it returns; the caller must
 // stop the machine returned.
-func (c *corpus) move(ctx context.Context, from *machine, name, what string, channels int) (*machine, error) {
-	defer from.stop()
-	to, err := c.launch(ctx, name, from.disk, 0)
+func (c *corpus) move(ctx context.Context, from *guest, name, what string, channels int) (*guest, error) {
+	defer from.Stop()
+	to, err := c.launch(ctx, name, from.Disk, 0)
 	if err != nil {
 		return nil, err
 	}
 	if err := c.carry(ctx, from, to, name, what, channels); err != nil {
-		to.stop()
+		to.Stop()
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return to, nil
 }
 
 // carry records one migration and adds its files to the manifest.
-func (c *corpus) carry(ctx context.Context, from, to *machine, name, what string, channels int) error {
-	incoming := map[string]string{"uri": "unix:" + to.socket("in")}
-	err := errors.Join(from.channels(ctx, channels), to.channels(ctx, channels),
-		to.qmp.Execute(ctx, "migrate-incoming", incoming, nil),
-		from.qmp.SetParameters(ctx, hypervisor.Parameters{MaxBandwidth: maxBandwidth, DowntimeLimit: downtimeAim}))
-	if err != nil {
+func (c *corpus) carry(ctx context.Context, from, to *guest, name, what string, channels int) error {
+	by := machine.Method{Channels: channels}
+	if err := errors.Join(from.Set(ctx, by), to.Set(ctx, by), to.Await(ctx, "unix:"+to.Socket("in"))); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, moveWait)
 	defer cancel()
-	r, err := record(ctx, to.socket("rec"), to.socket("in"), maxRecord, func(n int) string {
+	r, err := record(ctx, to.Socket("rec"), to.Socket("in"), maxRecord, func(n int) string {
 		if channels == 0 {
 			return c.path(name)
 		}
@@ -51,11 +42,11 @@ func (c *corpus) carry(ctx context.Context, from, to *machine, name, what string
 	if err != nil {
 		return err
 	}
-	end, err := from.qmp.Migrate(ctx, "unix:"+to.socket("rec"), nil)
+	end, err := from.QMP.Migrate(ctx, "unix:"+to.Socket("rec"), nil)
 	if err == nil {
-		err = to.running(ctx)
+		err = to.Running(ctx, moveWait)
 	}
-	from.stop() // its connections end
+	from.Stop() // its connections end
 	files, recordErr := r.close()
 	if err = errors.Join(err, recordErr); err != nil {
 		return err

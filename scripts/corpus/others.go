@@ -17,6 +17,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"stitch/scripts/machine"
 )
 
 const (
@@ -87,11 +89,11 @@ func (c *corpus) sources(ctx context.Context) error {
 		}
 		tar := c.path(fmt.Sprintf("source%d.tar", i+1))
 		zip := c.path(fmt.Sprintf("source%d.zip", i+1))
-		if err := command(ctx, "tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
-			"-C", filepath.Dir(at.Dir), "--transform=s,^[^/]*,source,", "-cf", tar, filepath.Base(at.Dir)); err != nil {
+		if err := machine.Run(exec.CommandContext(ctx, "tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner",
+			"-C", filepath.Dir(at.Dir), "--transform=s,^[^/]*,source,", "-cf", tar, filepath.Base(at.Dir))); err != nil {
 			return err
 		}
-		if err := command(ctx, "cp", at.Zip, zip); err != nil {
+		if err := machine.Run(exec.CommandContext(ctx, "cp", at.Zip, zip)); err != nil {
 			return err
 		}
 		c.say("%s %s: here", module, version)

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sync/errgroup"
+
+	"stitch/scripts/machine"
 )
 
 const (
@@ -17,9 +19,6 @@ const (
 	// maxRecord bounds the file of each.
 	maxRecord = 4 << 30
 )
-
-// errTooLong is the error of a connection whose client says more than the limit.
-var errTooLong = errors.New("the stream is longer than the recorder's limit")
 
 // recorder passes connections on to a Unix socket and keeps what their clients
 // say, each in a file of its own. What servers answer is passed on, not kept.
@@ -102,7 +101,7 @@ func (r *recorder) relay(client, server *net.UnixConn, name string) error {
 	}()
 	n, err := io.Copy(io.MultiWriter(f, server), io.LimitReader(client, r.limit+1))
 	if n > r.limit {
-		err = errTooLong
+		err = machine.ErrTooLong
 	}
 	if err != nil {
 		server.Close()

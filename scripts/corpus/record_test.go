@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"stitch/scripts/machine"
 )
 
 // station is a recorder in front of a server that answers each connection with
@@ -121,7 +123,7 @@ func TestRecorderLimit(t *testing.T) {
 	for _, tt := range []struct {
 		bytes int
 		want  error
-	}{{limit, nil}, {limit + 1, errTooLong}} {
+	}{{limit, nil}, {limit + 1, machine.ErrTooLong}} {
 		s := newStation(t, t.Context(), limit)
 		conn := s.dial(t)
 		_, _ = conn.Write(noise(tt.bytes))

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"stitch/scripts/traffic"
@@ -108,7 +109,7 @@ type act struct {
 	lab     *lab.Lab
 	load    *load
 	tl      *timeline
-	machine *machine
+	machine *guest
 }
 
 // throughStitch is the mission: there and back, with everything watching.
@@ -149,7 +150,7 @@ func (a *act) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.booted(ctx, a.con); err != nil {
+	if err := m.Booted(ctx, bootWait, func(said string) { a.con.progress("guest: %s", strings.TrimPrefix(said, "guest: ")) }); err != nil {
 		m.stop()
 		return err
 	}

@@ -21,17 +21,14 @@ import (
 )
 
 func TestQEMUVersions(t *testing.T) {
-	for _, c := range []struct {
-		out, version string
-		size         int64
-	}{
-		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright", "7.2.22", guestRAM + 8192},
-		{"QEMU emulator version 10.0.2\nCopyright", "10.0.2", guestRAM},
-		{"QEMU emulator version 9.0.0 (x)\n", "9.0.0", guestRAM},
-		{"", "", guestRAM + 8192},
+	for _, c := range []struct{ out, version string }{
+		{"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright", "7.2.22"},
+		{"QEMU emulator version 10.0.2\nCopyright", "10.0.2"},
+		{"QEMU emulator version 9.0.0 (x)\n", "9.0.0"},
+		{"", ""},
 	} {
-		if v := parseQEMUVersion(c.out); v != c.version || ramSize(v) != c.size {
-			t.Errorf("%q: version %q, memory %d, want %q, %d", c.out, v, ramSize(v), c.version, c.size)
+		if v := parseQEMUVersion(c.out); v != c.version {
+			t.Errorf("%q: version %q, want %q", c.out, v, c.version)
 		}
 	}
 }

@@ -6,16 +6,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"stitch/scripts/machine"
 	"stitch/tunnel/hypervisor"
 	"stitch/tunnel/lab"
 )
 
 const (
 	migrationPort = 4444
-	// maxBandwidth does not limit: the WAN does.
-	maxBandwidth = 10 << 30
-	downtimeAim  = 300 // ms
-	moveWait     = 5 * time.Minute
+	moveWait      = 5 * time.Minute
 )
 
 // Move is one measured live migration.
@@ -71,7 +69,7 @@ func (t target) uri() string { return fmt.Sprintf("tcp:%s:%d", t.address, migrat
 // move migrates the guest from source to t, which gets a QEMU of its own, and
 // measures. On success the source has ended and the machine at the target is
 // returned. offered is kept up to date for the sampler.
-func move(ctx context.Context, l *lab.Lab, tl *timeline, files tools, source *machine, from, to target, con *console) (*machine, Move, error) {
+func move(ctx context.Context, l *lab.Lab, tl *timeline, files tools, source *guest, from, to target, con *console) (*guest, Move, error) {
 	mv := Move{Direction: from.site + "->" + to.site}
 	pages, err := source.nonzero()
 	if err != nil {
@@ -93,9 +91,8 @@ func move(ctx context.Context, l *lab.Lab, tl *timeline, files tools, source *ma
 }
 
 // measure carries the migration out.
-func (mv *Move) measure(ctx context.Context, l *lab.Lab, tl *timeline, source, arrived *machine, uri string, con *console) error {
-	p := hypervisor.Parameters{MaxBandwidth: maxBandwidth, DowntimeLimit: downtimeAim}
-	if err := source.qmp.SetParameters(ctx, p); err != nil {
+func (mv *Move) measure(ctx context.Context, l *lab.Lab, tl *timeline, source, arrived *guest, uri string, con *console) error {
+	if err := source.Set(ctx, machine.Method{}); err != nil {
 		return err
 	}
 	before, err := l.WAN().Counters(ctx)
@@ -103,7 +100,7 @@ func (mv *Move) measure(ctx context.Context, l *lab.Lab, tl *timeline, source, a
 		return err
 	}
 	start := time.Now()
-	end, err := source.qmp.Migrate(ctx, uri, func(p hypervisor.Progress) {
+	moved, err := source.Move(ctx, arrived.Machine, uri, func(p hypervisor.Progress) {
 		tl.offered.Store(p.RAM.Transferred)
 		if p.RAM.Total > 0 {
 			con.progress("%s: round %d, %.0f of %.0f MB left, %.0f MB sent, %.1f s", mv.Direction, p.RAM.Rounds,
@@ -113,24 +110,15 @@ func (mv *Move) measure(ctx context.Context, l *lab.Lab, tl *timeline, source, a
 	if err != nil {
 		return err
 	}
-	stopped, err := source.event(ctx, "STOP")
-	if err != nil {
-		return err
-	}
-	if mv.resumed, err = arrived.event(ctx, "RESUME"); err != nil {
-		return err
-	}
 	after, err := l.WAN().Counters(ctx)
 	if err != nil {
 		return err
 	}
 	tl.offered.Store(0)
-	mv.TotalMS = millis(mv.resumed.Sub(start))
-	mv.DowntimeMS = millis(mv.resumed.Sub(stopped))
-	mv.OfferedBytes = end.RAM.Transferred
+	mv.TotalMS, mv.DowntimeMS, mv.resumed = millis(moved.Total()), millis(moved.Downtime()), moved.Resumed
+	mv.OfferedBytes, mv.Rounds = moved.RAM.Transferred, moved.RAM.Rounds
 	mv.WANBytes = int64(after.Bytes() - before.Bytes())
-	mv.Rounds = end.RAM.Rounds
-	mv.Start, mv.Stop, mv.Resume = tl.at(start), tl.at(stopped), tl.at(mv.resumed)
+	mv.Start, mv.Stop, mv.Resume = tl.at(moved.Started), tl.at(moved.Stopped), tl.at(moved.Resumed)
 	return nil
 }
 

@@ -1,21 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
+
+	"stitch/scripts/machine"
 )
 
 // tools are the files the demo runs, made from this tree.
 type tools struct {
 	stitch, wireguard    string // absolute paths
 	kernel, initrd, cert string
-	qemu                 string
 	qemuVersion          string
 	guestKernel          string
 }
@@ -33,7 +32,6 @@ func prepare(ctx context.Context, con *console) (tools, error) {
 	t := tools{
 		stitch: build("stitch"), wireguard: build("wireguard-go"),
 		kernel: build("guest/vmlinuz"), initrd: build("guest/initrd"), cert: build("guest/cert.pem"),
-		qemu: "qemu-system-x86_64",
 	}
 	con.step("building stitch, wireguard-go and the guest's image")
 	for _, argv := range [][]string{
@@ -41,18 +39,18 @@ func prepare(ctx context.Context, con *console) (tools, error) {
 		{"go", "build", "-trimpath", "-o", t.wireguard, "golang.zx2c4.com/wireguard"},
 		{"scripts/guest-image"},
 	} {
-		if err := command(ctx, argv...); err != nil {
+		if err := machine.Run(exec.CommandContext(ctx, argv[0], argv[1:]...)); err != nil {
 			return t, err
 		}
 	}
-	for _, name := range []string{"ip", "nft", "tcpdump", "conntrack", "dig", t.qemu} {
+	for _, name := range []string{"ip", "nft", "tcpdump", "conntrack", "dig", machine.QEMU} {
 		if _, err := exec.LookPath(name); err != nil {
 			return t, fmt.Errorf("%s is missing: run `sudo scripts/setup demo`", name)
 		}
 	}
-	out, err := exec.CommandContext(ctx, t.qemu, "--version").Output()
+	out, err := exec.CommandContext(ctx, machine.QEMU, "--version").Output()
 	if err != nil {
-		return t, fmt.Errorf("%s: %w", t.qemu, err)
+		return t, fmt.Errorf("%s: %w", machine.QEMU, err)
 	}
 	t.qemuVersion = parseQEMUVersion(string(out))
 	kernel, _ := os.ReadFile(build("guest/kernel.version"))
@@ -66,24 +64,4 @@ func parseQEMUVersion(out string) string {
 	version, _, _ := strings.Cut(rest, "\n")
 	version, _, _ = strings.Cut(version, " ")
 	return version
-}
-
-// major returns the first number of a version, or 0.
-func major(version string) int {
-	first, _, _ := strings.Cut(version, ".")
-	n, _ := strconv.Atoi(first)
-	return n
-}
-
-// command runs argv to its end; its output is part of the error.
-func command(ctx context.Context, argv ...string) error {
-	return finish(exec.CommandContext(ctx, argv[0], argv[1:]...))
-}
-
-// finish runs cmd to its end; its output is part of the error.
-func finish(cmd *exec.Cmd) error {
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, bytes.TrimSpace(out))
-	}
-	return nil
 }

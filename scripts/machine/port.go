@@ -1,4 +1,4 @@
-package main
+package machine
 
 import (
 	"bufio"
@@ -20,9 +20,12 @@ const (
 
 var errGuest = errors.New("the command failed in the guest")
 
-// fetch asks the guest whose port is at socket for what, and writes the answer
-// to a file. image/corpus-load is the other side.
-func fetch(ctx context.Context, socket, what, file string) error {
+// ErrTooLong is the error of an answer or a stream that says more than its limit.
+var ErrTooLong = errors.New("more bytes than the limit")
+
+// Fetch asks a Shop guest, whose "port" is at socket, to carry out a command and
+// writes the answer to a file. scripts/corpus/image/corpus-load is the other side.
+func Fetch(ctx context.Context, socket, what, file string) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -62,7 +65,7 @@ func unframe(w io.Writer, r io.Reader, limit int64) error {
 		case n > maxFrame:
 			return fmt.Errorf("a frame of %d bytes", n)
 		case n > limit:
-			return errTooLong
+			return ErrTooLong
 		}
 		limit -= n
 		if _, err := io.CopyN(w, r, n); err != nil {
