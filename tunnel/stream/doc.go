@@ -25,7 +25,8 @@
 //     last bytes may still be lost; the other host is reset.
 //
 // A rule with handshake "early" writes the SYN back at once and opens the
-// stream in parallel; a refusal is then a reset after connect.
+// stream in parallel; a refusal is then a reset after connect. Of what a client
+// begins at one port at the same time, the first reaches the server first.
 //
 // # Hosts of one segment
 //

@@ -62,6 +62,7 @@ type Proxy struct {
 	peers  []*peer
 	byName map[string]*peer
 	gate   gate
+	bursts bursts
 	tasks  sync.WaitGroup
 	split  splitFlows
 
@@ -474,7 +475,18 @@ func (p *Proxy) accepted(ctx context.Context, t tuple, c Conn) {
 		c.Close()
 		return
 	}
-	p.spawn(func() { p.near(ctx, t, o, c) })
+	wait, done := func(context.Context) {}, func() {}
+	if o.pc == nil {
+		wait, done = p.bursts.begin(t)
+	}
+	p.spawn(func() {
+		wait(ctx)
+		ok := p.reach(ctx, t, o, c)
+		done()
+		if ok {
+			p.near(t, o, c)
+		}
+	})
 }
 
 // join finds the stream for a connection. One that did not come through the
@@ -494,16 +506,23 @@ func (p *Proxy) join(t tuple) *opened {
 	return nil
 }
 
-// near is the near side of one stream.
-func (p *Proxy) near(ctx context.Context, t tuple, o *opened, c Conn) {
-	if o.pc == nil {
-		var kind Refusal
-		if o.pc, o.window, kind = o.domain.open(ctx, t, o.macs, o.mode); kind != 0 {
-			c.Close()
-			o.drop()
-			return
-		}
+// reach opens the stream of an accepted connection if it is an early one. If
+// that fails the connection is reset.
+func (p *Proxy) reach(ctx context.Context, t tuple, o *opened, c Conn) bool {
+	if o.pc != nil {
+		return true
 	}
+	var kind Refusal
+	if o.pc, o.window, kind = o.domain.open(ctx, t, o.macs, o.mode); kind != 0 {
+		c.Close()
+		o.drop()
+		return false
+	}
+	return true
+}
+
+// near is the near side of one stream.
+func (p *Proxy) near(t tuple, o *opened, c Conn) {
 	defer p.gate.leave()
 	defer func() { p.split.end(o.flow, time.Now()) }()
 	defer o.domain.forget(o.pc)

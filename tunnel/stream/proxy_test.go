@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -780,6 +781,49 @@ func TestIdle(t *testing.T) {
 		t.Logf("%d bytes, %.1f goroutines", int64(after-before)/(2*streams), float64(more-goroutines)/(2*streams))
 		for _, c := range conns {
 			c.Close()
+		}
+	})
+}
+
+// TestEarlyOrder: of connections that a client begins at one port one after the
+// other, without waiting for the server, the first reaches the server first; and
+// a first one that is refused keeps nobody.
+func TestEarlyOrder(t *testing.T) {
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		const together = 8
+		for port := uint16(5001); port < 5031; port++ {
+			dst := netip.AddrPortFrom(server, port)
+			l := w.fabric.Serve(dst)
+			first := w.nextSrc + 1
+			begun := time.Now()
+			for range together {
+				if _, how, err := w.connect(dst); err != nil || how != streamtest.Split {
+					t.Fatalf("connect: %v, %v", how, err)
+				}
+			}
+			for i := range together {
+				c, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := c.RemoteAddr().(*net.TCPAddr).Port; i == 0 && got != int(first) {
+					t.Fatalf("port %d: the server's first is %d, the client's %d", port, got, first)
+				}
+			}
+			if took := time.Since(begun); took > 200*time.Millisecond {
+				t.Errorf("port %d: the last came after %v", port, took)
+			}
+			l.Close()
+		}
+		refused := netip.AddrPortFrom(server, 5100)
+		for range together {
+			c, _, err := w.connect(refused)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("a refused connection ended with %v", err)
+			}
 		}
 	})
 }
