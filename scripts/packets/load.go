@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -200,30 +199,8 @@ func pingTimes(out string) (all []time.Duration) {
 	return all
 }
 
-// tick is the unit of processor times in /proc (USER_HZ, fixed for programs).
-const tick = 10 * time.Millisecond
-
 // processor is the time the tunnel's processes have used so far.
-func (t *tunnel) processor() (sum time.Duration) {
-	for _, pid := range t.pids {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err == nil {
-			sum += ticks(string(data)) * tick
-		}
-	}
-	return sum
-}
-
-// ticks reads user and system time of a process's stat file.
-func ticks(stat string) time.Duration {
-	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(f) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseInt(f[11], 10, 64)
-	system, _ := strconv.ParseInt(f[12], 10, 64)
-	return time.Duration(user + system)
-}
+func (t *tunnel) processor() time.Duration { return t.lab.Processor("e1", "e2") }
 
 // processorSelf is the time this process has used so far.
 func processorSelf() time.Duration {

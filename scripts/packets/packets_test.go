@@ -23,15 +23,6 @@ func TestPingTimes(t *testing.T) {
 	}
 }
 
-func TestTicks(t *testing.T) {
-	if got := ticks("12 (a b) c) S 1 2 3 4 5 6 7 8 9 10 70 30 0 0"); got != 100 {
-		t.Errorf("%d ticks", got)
-	}
-	if ticks("12 (x) S 1") != 0 {
-		t.Error("ticks of a short line")
-	}
-}
-
 func TestSplit(t *testing.T) {
 	for load, want := range map[string]int{"tcp8": 8, "udp1400": 1400, "ping": 0} {
 		if kind, n := split(load); n != want || kind+strings.TrimPrefix(load, kind) != load {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +19,6 @@ type tunnel struct {
 	lab      *lab.Lab
 	from, to lab.Namespace
 	addr     string // of the host at to
-	pids     []int  // of the tunnel's processes
 }
 
 // fleet is everything that was started.
@@ -65,7 +63,7 @@ func start(ctx context.Context) (*fleet, error) {
 	f.add(wireguardL3, plain, "h1", "h2", "10.2.0.10")
 	f.add(stitchL3, ours, "h1", "h2", "10.2.0.10")
 	f.add(stitchL2, ours, "s1", "s2", "10.1.0.12")
-	if err := vxlan(ctx, plain); err != nil {
+	if err := plain.Stretch(ctx); err != nil {
 		return f, err
 	}
 	f.add(vxlanL2, plain, "s1", "s2", "10.1.0.12")
@@ -91,20 +89,6 @@ func (f *fleet) add(name string, l *lab.Lab, from, to, addr string) {
 		panic(err) // a lab has these hosts
 	}
 	f.tunnels = append(f.tunnels, &tunnel{name: name, lab: l, from: a, to: b, addr: addr})
-}
-
-// vxlan stretches the segment by hand: a VXLAN device over wg0 in the bridge
-// of each edge, and the hosts' MTU lowered to what it leaves.
-func vxlan(ctx context.Context, l *lab.Lab) error {
-	var errs []error
-	for i, bridge := range []string{"br-lan", "br-app"} {
-		edge := fmt.Sprintf("e%d", i+1)
-		errs = append(errs,
-			ip(ctx, l, edge, fmt.Sprintf("link add vx0 type vxlan id 100 local 169.254.77.%d remote 169.254.77.%d dstport 4789 dev wg0", i+1, 2-i)),
-			ip(ctx, l, edge, "link set vx0 mtu 1370 master "+bridge+" up"),
-			ip(ctx, l, fmt.Sprintf("s%d", i+1), "link set eth0 mtu 1370"))
-	}
-	return errors.Join(errs...)
 }
 
 // openvpn starts OpenVPN between the edges of a lab of its own, with a static
@@ -141,7 +125,7 @@ func (f *fleet) openvpn(ctx context.Context) error {
 	return nil
 }
 
-// ready waits until every tunnel carries, and notes its processes.
+// ready waits until every tunnel carries.
 func (f *fleet) ready(ctx context.Context) error {
 	for _, t := range f.tunnels {
 		carries := func() bool {
@@ -149,20 +133,6 @@ func (f *fleet) ready(ctx context.Context) error {
 		}
 		if !waitFor(ctx, 20*time.Second, carries) {
 			return errors.Join(fmt.Errorf("%s: no ping crosses", t.name), ctx.Err())
-		}
-		for _, edge := range []string{"e1", "e2"} {
-			ns, err := t.lab.Namespace(edge)
-			if err != nil {
-				return err
-			}
-			out, err := exec.CommandContext(ctx, "ip", "netns", "pids", string(ns)).Output()
-			if err != nil {
-				return err
-			}
-			for _, s := range strings.Fields(string(out)) {
-				pid, _ := strconv.Atoi(s)
-				t.pids = append(t.pids, pid)
-			}
 		}
 	}
 	return nil

@@ -15,8 +15,9 @@
 // and the processes that live in its namespaces. Down removes all of it, also
 // after any of it was killed.
 //
-// Hosts use CUBIC by a route attribute, as Debian does by default; the edges
-// keep the machine's default because the agents choose for themselves.
+// Hosts use CUBIC (or Options.Congestion) by a route attribute, as Debian does
+// by default; the edges keep the machine's because the agents choose for
+// themselves.
 //
 // The program needs root, iproute2 and nftables.
 package lab

@@ -88,7 +88,7 @@ func (l *Lab) build(ctx context.Context) error {
 	if err := l.save(); err != nil {
 		return err
 	}
-	if err := l.buildNetwork(ctx, newPlan(l.opts.Rate > 0)); err != nil {
+	if err := l.buildNetwork(ctx, newPlan(l.opts.Rate > 0, l.opts.Congestion)); err != nil {
 		return err
 	}
 	if l.opts.Rate > 0 {

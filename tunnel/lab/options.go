@@ -46,6 +46,9 @@ type Options struct {
 	WireGuard string `json:"wireguard"`
 	// History is the agents' history.size, as in their file; default "1GiB".
 	History string `json:"history"`
+	// Congestion is the hosts' congestion control; default "cubic". The edges
+	// keep the machine's.
+	Congestion string `json:"congestion"`
 	// Edit, if not nil, may change the text of an agent's configuration (host
 	// is e1 or e2) before it is written.
 	Edit func(host, toml string) string `json:"-"`
@@ -53,7 +56,10 @@ type Options struct {
 	Log *slog.Logger `json:"-"`
 }
 
-var nameRule = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+var (
+	nameRule    = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+	controlRule = regexp.MustCompile(`^[a-z0-9_]{1,15}$`)
+)
 
 // withDefaults fills in defaults and checks what can be checked without the
 // machine.
@@ -62,9 +68,13 @@ func (o Options) withDefaults() (Options, error) {
 	o.Dir = cmp.Or(o.Dir, "/run/"+o.Name+"-lab")
 	o.WireGuard = cmp.Or(o.WireGuard, "wireguard-go")
 	o.History = cmp.Or(o.History, "1GiB")
+	o.Congestion = cmp.Or(o.Congestion, "cubic")
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	if !nameRule.MatchString(o.Name) {
 		return o, fmt.Errorf("lab name %q: use 1 to 20 of a-z and 0-9", o.Name)
+	}
+	if !controlRule.MatchString(o.Congestion) {
+		return o, fmt.Errorf("congestion control %q: use a name the kernel knows", o.Congestion)
 	}
 	if !filepath.IsAbs(o.Dir) {
 		return o, fmt.Errorf("lab directory %q: give an absolute path", o.Dir)

@@ -66,6 +66,23 @@ func (l *Lab) configurePlain(ctx context.Context, i int, private, peerKey config
 	return ipBatch(ctx, l.ns(e.host), lines)
 }
 
+// Stretch joins the two bridges of the segment by hand, as one does without an
+// agent: a VXLAN device over wg0 in each, and the MTU of the hosts there (s1 and
+// s2) lowered to what it leaves, 1370. The lab must be a Plain one, and new.
+func (l *Lab) Stretch(ctx context.Context) error {
+	for i, e := range edges {
+		lines := fmt.Sprintf("link add vx0 type vxlan id 100 local 169.254.77.%d remote 169.254.77.%d dstport 4789 dev wg0\n"+
+			"link set vx0 mtu 1370 master %s up\n", i+1, 2-i, e.bridge)
+		if err := ipBatch(ctx, l.ns(e.host), lines); err != nil {
+			return err
+		}
+		if err := ipBatch(ctx, l.ns(fmt.Sprintf("s%d", i+1)), "link set eth0 mtu 1370\n"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // handshaken reports whether a host's only peer has completed a handshake.
 func (l *Lab) handshaken(host string) bool {
 	answer, err := l.uapi(host, "get=1\n")

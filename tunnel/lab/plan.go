@@ -55,8 +55,9 @@ type plan struct {
 	wire    []veth              // whose ends carry emulated traffic: offloads off
 }
 
-// newPlan returns the plan of a lab with or without emulator.
-func newPlan(emulator bool) plan {
+// newPlan returns the plan of a lab with or without emulator, whose hosts have
+// a congestion control.
+func newPlan(emulator bool, congestion string) plan {
 	p := plan{cables: append(append([]veth(nil), cables...), plainCables...), sysctls: map[string][]string{},
 		ip: map[string]string{}, nft: map[string]string{}}
 	if emulator {
@@ -66,12 +67,12 @@ func newPlan(emulator bool) plan {
 		p.sysctls[h] = sysctls(h, emulator)
 		p.ip[h] = "link set lo up\n"
 	}
-	p.ip["h1"] += host("eth0", "10.1.0.10/24", "10.1.0.1", "fd00:1::10/64", "fd00:1::1") + bridge("br-vm", "", "eth1")
-	p.ip["h2"] += host("eth0", "10.2.0.10/24", "10.2.0.1", "fd00:2::10/64", "fd00:2::1") + bridge("br-vm", "", "eth1")
-	p.ip["s1"] += host("eth0", "10.1.0.11/24", "10.1.0.1", "fd00:1::11/64", "fd00:1::1")
-	p.ip["s2"] += host("eth0", "10.1.0.12/24", "10.1.0.1", "fd00:1::12/64", "fd00:1::1")
-	p.ip["d1"] += host("eth0", "10.1.1.20/24", "10.1.1.1", "fd00:1:1::20/64", "fd00:1:1::1")
-	p.ip["c1"] += host("eth0", "192.0.2.7/24", "192.0.2.1", "", "")
+	p.ip["h1"] += host(congestion, "eth0", "10.1.0.10/24", "10.1.0.1", "fd00:1::10/64", "fd00:1::1") + bridge("br-vm", "", "eth1")
+	p.ip["h2"] += host(congestion, "eth0", "10.2.0.10/24", "10.2.0.1", "fd00:2::10/64", "fd00:2::1") + bridge("br-vm", "", "eth1")
+	p.ip["s1"] += host(congestion, "eth0", "10.1.0.11/24", "10.1.0.1", "fd00:1::11/64", "fd00:1::1")
+	p.ip["s2"] += host(congestion, "eth0", "10.1.0.12/24", "10.1.0.1", "fd00:1::12/64", "fd00:1::1")
+	p.ip["d1"] += host(congestion, "eth0", "10.1.1.20/24", "10.1.1.1", "fd00:1:1::20/64", "fd00:1:1::1")
+	p.ip["c1"] += host(congestion, "eth0", "192.0.2.7/24", "192.0.2.1", "", "")
 	p.ip["e1"] += bridge("br-lan", gatewayMAC, "lan-h1", "lan-vm1", "lan-s1") + address("br-lan", "10.1.0.1/24", "fd00:1::1/64") +
 		bridge("br-db", "", "db-d1") + address("br-db", "10.1.1.1/24", "fd00:1:1::1/64")
 	p.ip["e2"] += bridge("br-lan", "", "lan-h2") + address("br-lan", "10.2.0.1/24", "fd00:2::1/64") +
@@ -153,14 +154,14 @@ func sysctls(host string, emulator bool) []string {
 }
 
 // host returns the lines that give a host one device with addresses and
-// routes; all its IPv4 connections use CUBIC.
-func host(dev, addr, gateway, addr6, gateway6 string) string {
+// routes; all its IPv4 connections use that congestion control.
+func host(congestion, dev, addr, gateway, addr6, gateway6 string) string {
 	p := netip.MustParsePrefix(addr)
 	s := address(dev, addr, addr6) +
-		fmt.Sprintf("route replace %s dev %s proto kernel scope link src %s congctl cubic\n", p.Masked(), dev, p.Addr()) +
-		fmt.Sprintf("route add default via %s dev %s congctl cubic\n", gateway, dev)
+		fmt.Sprintf("route replace %s dev %s proto kernel scope link src %s congctl %s\n", p.Masked(), dev, p.Addr(), congestion) +
+		fmt.Sprintf("route add default via %s dev %s congctl %s\n", gateway, dev, congestion)
 	if gateway6 != "" {
-		s += fmt.Sprintf("route add ::/0 via %s dev %s congctl cubic\n", gateway6, dev)
+		s += fmt.Sprintf("route add ::/0 via %s dev %s congctl %s\n", gateway6, dev, congestion)
 	}
 	return s
 }

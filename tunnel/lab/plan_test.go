@@ -16,7 +16,7 @@ import (
 // names that are too long or given twice, MACs and addresses given twice.
 func TestPlan(t *testing.T) {
 	for _, emulator := range []bool{true, false} {
-		p := newPlan(emulator)
+		p := newPlan(emulator, "cubic")
 		devices, macs, addrs := map[string]bool{}, map[string]bool{}, map[string]string{}
 		once := func(set map[string]bool, key string) {
 			if set[key] {
@@ -56,6 +56,17 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+func TestCongestion(t *testing.T) {
+	for h, lines := range newPlan(true, "bbr").ip {
+		if strings.Contains(lines, "cubic") || strings.Contains(lines, "eth0") != strings.Contains(lines, "congctl bbr") {
+			t.Errorf("%s: %s", h, lines)
+		}
+	}
+	if _, err := (Options{Congestion: "b b r", NoAgents: true}).withDefaults(); err == nil {
+		t.Error("no error of a name with blanks")
+	}
+}
+
 func TestEmulatorConfig(t *testing.T) {
 	cfg := emulatorConfig(wan.Params{Rate: 7, Delay: time.Second}, "/x")
 	got := map[string]wan.Params{}
@@ -69,6 +80,28 @@ func TestEmulatorConfig(t *testing.T) {
 		if got[p].Rate != 1e9 || got[p].Delay != 10*time.Millisecond {
 			t.Errorf("%s: %+v", p, got[p])
 		}
+	}
+}
+
+// TestProcessor: a process that works is seen on its host only.
+func TestProcessor(t *testing.T) {
+	needRoot(t)
+	l := Start(t, network(0, 0))
+	if got := l.Processor("c1", "h1"); got != 0 {
+		t.Errorf("nothing runs: %v", got)
+	}
+	busy := l.Command("c1", "sh", "-c", "while :; do :; done")
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = busy.Process.Kill(); _ = busy.Wait() }()
+	for end := time.Now().Add(20 * time.Second); l.Processor("c1") < 100*time.Millisecond; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("after 20 s: %v", l.Processor("c1"))
+		}
+	}
+	if got := l.Processor("h1"); got != 0 {
+		t.Errorf("the other host: %v", got)
 	}
 }
 

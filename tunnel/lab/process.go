@@ -39,16 +39,50 @@ func (p Process) signal(sig syscall.Signal) {
 
 // procStat reads start time and state of a process.
 func procStat(pid int) (start uint64, state byte, err error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := statFields(pid)
 	if err != nil {
 		return 0, 0, err
 	}
-	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(fields) < 20 {
-		return 0, 0, fmt.Errorf("process %d: short stat", pid)
-	}
 	start, err = strconv.ParseUint(string(fields[19]), 10, 64)
 	return start, fields[0][0], err
+}
+
+// statFields are the fields of a process's stat file behind its name: the first
+// is field 3 of proc(5).
+func statFields(pid int) ([][]byte, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("process %d: short stat", pid)
+	}
+	return fields, nil
+}
+
+// userTick is the unit of processor times in /proc (USER_HZ, fixed for programs).
+const userTick = 10 * time.Millisecond
+
+// Processor is the processor time that the processes now on these hosts have
+// used so far: on the edges, the tunnel's. What the kernel does in interrupts is
+// not in it.
+func (l *Lab) Processor(hosts ...string) (sum time.Duration) {
+	var spaces []Namespace
+	for _, h := range hosts {
+		spaces = append(spaces, l.ns(h))
+	}
+	for _, p := range inNamespaces(namespaceIDs(spaces)) {
+		fields, err := statFields(p.PID)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, field := range fields[11:13] { // utime and stime
+			n, _ := strconv.ParseInt(string(field), 10, 64)
+			sum += time.Duration(n) * userTick
+		}
+	}
+	return sum
 }
 
 // launch starts cmd in a session of its own with its output in a log file. The
