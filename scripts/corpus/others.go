@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -19,16 +18,13 @@ import (
 	"time"
 
 	"stitch/scripts/machine"
+	"stitch/scripts/source"
 )
 
 const (
-	// module is a big source tree; versions are two releases of it.
-	module   = "k8s.io/kubernetes"
 	pictures = 16
 	logLines = 200_000
 )
-
-var versions = []string{"v1.31.0", "v1.32.0"}
 
 // others makes what is not a guest: source trees and their archives, logs,
 // pictures, and a name for the disk image.
@@ -78,14 +74,10 @@ func (c *corpus) create(name, what string, fill func(io.Writer) error) error {
 
 // sources gets the source trees by Go's module proxy, into a cache of their own.
 func (c *corpus) sources(ctx context.Context) error {
-	for i, version := range versions {
-		var at struct{ Dir, Zip, Error string }
-		cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", module+"@"+version)
-		cmd.Dir = c.sockets // no module
-		cmd.Env = append(os.Environ(), "GOMODCACHE="+filepath.Join(c.work, "modules"), "GOFLAGS=-modcacherw")
-		out, err := cmd.Output()
-		if err := errors.Join(err, json.Unmarshal(out, &at)); err != nil {
-			return fmt.Errorf("download %s %s: %w: %s", module, version, err, at.Error)
+	for i, version := range source.Versions {
+		at, err := source.Download(ctx, filepath.Join(c.work, "source"), version)
+		if err != nil {
+			return err
 		}
 		tar := c.path(fmt.Sprintf("source%d.tar", i+1))
 		zip := c.path(fmt.Sprintf("source%d.zip", i+1))
@@ -96,8 +88,8 @@ func (c *corpus) sources(ctx context.Context) error {
 		if err := machine.Run(exec.CommandContext(ctx, "cp", at.Zip, zip)); err != nil {
 			return err
 		}
-		c.say("%s %s: here", module, version)
-		if err := errors.Join(c.list("source tree of "+module+" "+version, tar), c.list("the same tree as a zip archive", zip)); err != nil {
+		c.say("%s %s: here", source.Module, version)
+		if err := errors.Join(c.list("source tree of "+source.Module+" "+version, tar), c.list("the same tree as a zip archive", zip)); err != nil {
 			return err
 		}
 	}
