@@ -128,17 +128,27 @@ func TestE2EApplications(t *testing.T) {
 		{"control", "e1", "e2", h2, 8480, fmt.Sprintf("packets %d", stream.NoStreamRule), overHTTP},
 	} {
 		t.Run(a.name, func(t *testing.T) {
-			addr := fmt.Sprintf("%s:%d", a.at, a.port)
-			near, far := carriage(t, l, a.near, addr), carriage(t, l, a.far, addr)
+			check := carried(t, l, a.near, a.far, fmt.Sprintf("%s:%d", a.at, a.port), a.carried)
 			a.run(t, l, a.port)
-			packets := strings.HasPrefix(a.carried, "packets")
-			if got := near(); !slices.Contains(got, a.carried) || slices.ContainsFunc(got, isPackets) != packets {
-				t.Errorf("%s carried the connections as %v, want %s", a.near, got, a.carried)
-			}
-			if got := far(); len(got) == 0 || slices.ContainsFunc(got, isPackets) != packets {
-				t.Errorf("%s carried the connections as %v", a.far, got)
-			}
+			check()
 		})
+	}
+}
+
+// carried watches how both edges carry the connections to addr from now on. The
+// function returned wants the near one to have said so, and neither of them the
+// contrary.
+func carried(t *testing.T, l *lab.Lab, near, far, addr, want string) (check func()) {
+	atNear, atFar := carriage(t, l, near, addr), carriage(t, l, far, addr)
+	return func() {
+		t.Helper()
+		packets := isPackets(want)
+		if got := atNear(); !slices.Contains(got, want) || slices.ContainsFunc(got, isPackets) != packets {
+			t.Errorf("%s carried the connections as %v, want %s", near, got, want)
+		}
+		if got := atFar(); len(got) == 0 || slices.ContainsFunc(got, isPackets) != packets {
+			t.Errorf("%s carried the connections as %v", far, got)
+		}
 	}
 }
 
