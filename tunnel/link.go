@@ -255,7 +255,7 @@ func (p *linkPlane) connect() error {
 		l, err := wg.Open(wg.Config{
 			Name: peer.Name, PrivateKey: p.cfg.PrivateKey, PublicKey: peer.PublicKey, PresharedKey: peer.PresharedKey,
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
-			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, Log: p.log,
+			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, NoPack: p.cfg.Offload.NoPack, Log: p.log,
 			Rate: peer.Rate, Overhead: peer.UnderlayMTU - info.InnerMTU,
 			OnFrame:   func(id uint16, frame []byte) { p.fromLink(peer.Name, id, frame) },
 			OnBatch:   func() { p.flush(peer.Name) },

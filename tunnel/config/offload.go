@@ -12,10 +12,12 @@ type Offload struct {
 	NoJoin bool
 	// NoTrain: datagrams of the links leave and come one at a time.
 	NoTrain bool
+	// NoPack: TCP super-packets are not compressed, nor taken compressed.
+	NoPack bool
 }
 
 // offloads are the words of offload_off.
-var offloads = []string{"cut", "join", "train"}
+var offloads = []string{"cut", "join", "train", "pack"}
 
 // offload reads offload_off.
 func (l *loader) offload() {
@@ -30,6 +32,8 @@ func (l *loader) offload() {
 			l.cfg.Offload.NoJoin = true
 		case word == "train":
 			l.cfg.Offload.NoTrain = true
+		case word == "pack":
+			l.cfg.Offload.NoPack = true
 		default:
 			l.problem(path, "no offload is called %s: %s", quote(word), suggest(word, offloads, "offloads"))
 		}

@@ -48,6 +48,7 @@ var _ SuperWriter = (*device)(nil)
 type reader struct {
 	buf   []byte // a super-packet, header first; only a TUN's
 	split super.Splitter
+	pack  Packer // nil: nobody takes super-packets
 
 	// Of the current call.
 	bufs   [][]byte
@@ -96,6 +97,9 @@ func (d *device) BatchSize() int { return super.MaxBatch }
 
 // CutTo implements Cutter.
 func (d *device) CutTo(n int) { d.limit.Store(int32(n)) }
+
+// Offer implements Cutter.
+func (d *device) Offer(p Packer) { d.in.pack = p }
 
 // Wake uses the descriptor's read deadline; Read takes it off again.
 func (d *device) Wake() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) } // fails only when closed
@@ -185,6 +189,9 @@ func (d *device) readOne(fd int) error {
 	if err == nil {
 		err = r.split.Start(b[super.HeaderLen:k], h, d.link, int(d.limit.Load()))
 	}
+	if err == nil && r.pack != nil && (h.Kind == super.TCP4 || h.Kind == super.TCP6) && r.pack.Take(b[super.HeaderLen:k], h, &r.split) {
+		r.split = super.Splitter{}
+	}
 	r.cut()
 	return err
 }
@@ -196,13 +203,25 @@ func (d *device) headerLen() int {
 	return 0
 }
 
-// cut moves packets of the current super-packet to bufs, as far as they go.
+// cut moves packets of the current super-packet to bufs, or those in their
+// place, as far as they go.
 func (r *reader) cut() {
-	for k := r.split.Len(); k > 0 && r.n < len(r.bufs); k = r.split.Len() {
-		r.split.Next(r.bufs[r.n][r.offset:])
-		r.sizes[r.n] = k
-		r.n++
+	if r.pack != nil {
+		for k := r.pack.Len(); k > 0 && r.n < len(r.bufs); k = r.pack.Len() {
+			r.pack.Next(r.next(k))
+		}
 	}
+	for k := r.split.Len(); k > 0 && r.n < len(r.bufs); k = r.split.Len() {
+		r.split.Next(r.next(k))
+	}
+}
+
+// next returns the place of a packet of k bytes; there must be room.
+func (r *reader) next(k int) []byte {
+	b := r.bufs[r.n][r.offset:]
+	r.sizes[r.n] = k
+	r.n++
+	return b
 }
 
 // Write implements Device. It joins packets of one flow.

@@ -40,6 +40,22 @@ type Cutter interface {
 	// bytes, whatever segment size their sender had in mind. It may be called
 	// at any time.
 	CutTo(n int)
+	// Offer gives every TCP super-packet to p first, which may take it; to be
+	// called before the first Read, if at all.
+	Offer(p Packer)
+}
+
+// Packer sees TCP super-packets of a TUN before they are cut. Read's goroutine
+// calls it.
+type Packer interface {
+	// Take is offered a super-packet and how it would be cut, which it
+	// borrows. When it takes it, what Next returns until Len is 0 is read in
+	// place of its packets, by later Reads too if there is no room before.
+	Take(packet []byte, h super.Header, cut *super.Splitter) bool
+	// Len returns the length of the next packet in place of those; 0: none.
+	Len() int
+	// Next writes it to dst.
+	Next(dst []byte)
 }
 
 // SuperWriter is a device that takes a super-packet, or a packet whose checksum

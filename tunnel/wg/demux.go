@@ -31,6 +31,8 @@ type inbox struct {
 	out         [][]byte // plain packets for the TUN device
 	whole       [][]byte // joined frames, in use until the batch is over
 	frames      int      // of the batch
+	plain       []byte   // the super-packet of a unit
+	cut         []byte   // its packets
 }
 
 // Write takes decrypted packets from wireguard-go: plain ones go to the TUN
@@ -112,7 +114,11 @@ func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
 		return
 	}
 	if h.Last == 0 {
-		m.message(h, payload, now)
+		if h.Kind == carrier.Unit {
+			m.unit(payload, offset)
+		} else {
+			m.message(h, payload, now)
+		}
 		return
 	}
 	m.count.rxParts.Add(1)
@@ -122,6 +128,11 @@ func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
 	}
 	if h.Kind == carrier.IP {
 		m.joinedPacket(b[:offset], whole)
+		m.inbox.reassembler.Release(whole)
+		return
+	}
+	if h.Kind == carrier.Unit {
+		m.unit(whole, offset)
 		m.inbox.reassembler.Release(whole)
 		return
 	}

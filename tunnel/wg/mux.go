@@ -73,6 +73,8 @@ type mux struct {
 	controls int     // of out, the first ones
 	shaped   *shaped // nil: packets leave as fast as they come
 
+	packing packing
+
 	// Owned by Write.
 	inbox inbox
 
@@ -98,6 +100,7 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 		events: make(chan tun.Event), closed: make(chan struct{}), wake: make(chan struct{}, 1),
 		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
+	m.packing.start(m)
 	m.space, m.place = sync.NewCond(&m.mu), m.out.next
 	if cfg.Rate > 0 {
 		m.shaped = newShaped(m, cfg)

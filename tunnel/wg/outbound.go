@@ -39,16 +39,17 @@ func (s *sink) next(n int) []byte {
 // one before them had to be cut in parts.
 type leftover struct {
 	bufs [][]byte
+	own  []bool // which are parts of a unit
 	pos  int
 	n    int
 }
 
 // add keeps a copy of p.
-func (l *leftover) add(p []byte) {
+func (l *leftover) add(p []byte, own bool) {
 	if l.n == len(l.bufs) {
-		l.bufs = append(l.bufs, nil)
+		l.bufs, l.own = append(l.bufs, nil), append(l.own, false)
 	}
-	l.bufs[l.n] = append(l.bufs[l.n][:0], p...)
+	l.bufs[l.n], l.own[l.n] = append(l.bufs[l.n][:0], p...), own
 	l.n++
 }
 
@@ -92,7 +93,8 @@ func (m *mux) fill(out *sink) {
 	} else {
 		m.holdLeft()
 	}
-	full := up && (out.room() == 0 || m.left.n > 0 || m.cut.Len() > 0 || len(m.backlog) > 0)
+	m.packing.open = up
+	full := up && (out.room() == 0 || m.left.n > 0 || m.cut.Len() > 0 || m.packing.frames.Len() > 0 || len(m.backlog) > 0)
 	m.setBlocked(full && out.n == 0)
 	switch {
 	case out.n == 0 && (full || m.tunGone):
@@ -184,7 +186,12 @@ func (m *mux) fillFrames(out *sink) {
 	if m.plain {
 		last = out.n + (out.room()+1)/2
 	}
+	parts := &m.packing.frames
 	for out.n < last && m.nextFrame() {
+		if n := parts.Len(); n > 0 {
+			parts.put(out.next(n))
+			continue
+		}
 		if n := m.cut.Len(); n <= m.maxFrame() {
 			b := out.next(carrier.HeaderLen + n)
 			m.path.Put(b, carrier.Header{Kind: carrier.Frame, Segment: m.sending.segment}, n)
@@ -215,7 +222,7 @@ func (m *mux) putParts(out *sink, n int) bool {
 
 // nextFrame makes sure that there is a frame to cut, if one waits.
 func (m *mux) nextFrame() bool {
-	for m.cut.Len() == 0 {
+	for m.cut.Len() == 0 && m.packing.frames.Len() == 0 {
 		m.mu.Lock()
 		ok := m.frames.pop(&m.sending)
 		m.stuck = false
@@ -229,6 +236,10 @@ func (m *mux) nextFrame() bool {
 		if m.cut.Start(m.sending.data, m.sending.header, super.Ethernet, m.maxFrame()) != nil {
 			m.count.dropFrameInvalid.Add(1)
 		}
+		if n := m.cut.Count(); n > 1 && m.sending.header.Kind != super.UDP && m.packing.frames.take(m.sending.data, m.sending.segment, &m.cut) {
+			m.count.txFrames.Add(uint64(n))
+			m.cut = super.Splitter{}
+		}
 	}
 	return true
 }
@@ -236,7 +247,13 @@ func (m *mux) nextFrame() bool {
 // fillLeft sends what is left of the TUN device's last batch.
 func (m *mux) fillLeft(out *sink) {
 	for l := &m.left; l.pos < l.n; l.pos++ {
-		if !m.putPacket(out, l.bufs[l.pos]) {
+		if p := l.bufs[l.pos]; !l.own[l.pos] {
+			if !m.putPacket(out, p) {
+				return
+			}
+		} else if out.room() > 0 {
+			copy(out.next(len(p)), p)
+		} else {
 			return
 		}
 	}
@@ -246,7 +263,11 @@ func (m *mux) fillLeft(out *sink) {
 // holdLeft keeps what is left until the link is up.
 func (m *mux) holdLeft() {
 	for l := &m.left; l.pos < l.n; l.pos++ {
-		m.holdPacket(l.bufs[l.pos])
+		if l.own[l.pos] {
+			m.count.dropPart.Add(1)
+		} else {
+			m.holdPacket(l.bufs[l.pos])
+		}
 	}
 	m.left.pos, m.left.n = 0, 0
 }
@@ -281,7 +302,9 @@ func (m *mux) fillDevice(out *sink, up bool) {
 		m.takePackets(out, n)
 	} else {
 		for i := range n {
-			if p := bufs[i][out.offset:][:sizes[i]]; m.admit(p) {
+			if p := bufs[i][out.offset:][:sizes[i]]; m.packing.tun.own(p) {
+				m.count.dropPart.Add(1)
+			} else if m.admit(p) {
 				m.holdPacket(p)
 			}
 		}
@@ -315,11 +338,15 @@ func (m *mux) takePackets(out *sink, n int) {
 	for i := at; i < at+n; i++ {
 		p := out.bufs[i][out.offset:][:out.sizes[i]]
 		switch {
+		case m.packing.tun.own(p):
+			out.live++
 		case !m.admit(p):
 			out.sizes[i] = 0 // wireguard-go skips it
 		case len(p) > m.mtu:
-			for j := i; j < at+n; j++ {
-				m.left.add(out.bufs[j][out.offset:][:out.sizes[j]])
+			m.left.add(p, false)
+			for j := i + 1; j < at+n; j++ {
+				p := out.bufs[j][out.offset:][:out.sizes[j]]
+				m.left.add(p, m.packing.tun.own(p))
 			}
 			out.n = i
 			m.fillLeft(out)

@@ -18,7 +18,7 @@ const (
 	suspectAfter = probeInterval * 3 / 2
 	// probeRing is how many probes are remembered: 25 s of them.
 	probeRing = 128
-	// probeLen is the length of a probe.
+	// probeLen is the length of a probe without features.
 	probeLen = 16
 	// never is the age of what has not been heard at all, or not for a minute.
 	never = 0xffff
@@ -33,15 +33,23 @@ const (
 // receiver (0xffff: never, or too long), so every probe tells the receiver
 // until when its own ones arrived. instance is a random number of the process
 // that made the request; sequence counts its requests. An echo has the
-// sequence and instance of the request. A receiver ignores other types and
-// bytes at the end.
+// sequence and instance of the request. Behind these 16 bytes may follow one
+// with features: bit 0, the sender takes units (package pack). What is not there
+// is 0, as from older agents. A receiver ignores other types and further bytes.
 type probe struct {
 	echo     bool
 	loss     uint8
 	age      uint16
 	seq      uint32
 	instance uint64
+	features features
 }
+
+// features are what the sender of a probe can do.
+type features uint8
+
+// featureUnits: it takes units.
+const featureUnits features = 1
 
 func (p probe) append(b []byte) []byte {
 	kind := byte(1)
@@ -51,15 +59,20 @@ func (p probe) append(b []byte) []byte {
 	b = append(b, kind, p.loss)
 	b = binary.BigEndian.AppendUint16(b, p.age)
 	b = binary.BigEndian.AppendUint32(b, p.seq)
-	return binary.BigEndian.AppendUint64(b, p.instance)
+	b = binary.BigEndian.AppendUint64(b, p.instance)
+	return append(b, byte(p.features))
 }
 
 func parseProbe(b []byte) (probe, bool) {
 	if len(b) < probeLen || b[0] != 1 && b[0] != 2 {
 		return probe{}, false
 	}
+	var f features
+	if len(b) > probeLen {
+		f = features(b[probeLen])
+	}
 	return probe{
-		echo: b[0] == 2, loss: b[1], age: binary.BigEndian.Uint16(b[2:]),
+		features: f, echo: b[0] == 2, loss: b[1], age: binary.BigEndian.Uint16(b[2:]),
 		seq: binary.BigEndian.Uint32(b[4:]), instance: binary.BigEndian.Uint64(b[8:]),
 	}, true
 }
@@ -81,9 +94,10 @@ type prober struct {
 	seq                uint32
 	ring               [probeRing]sentProbe
 	srtt, rttvar       time.Duration
-	// peer is the peer's instance.
-	peer    uint64
-	quality quality.Meter
+	// peer is the peer's instance, offered and taken what each can do.
+	peer           uint64
+	offered, taken features
+	quality        quality.Meter
 }
 
 type sentProbe struct {
@@ -123,7 +137,7 @@ func (p *prober) tick(now time.Time) (request probe, send bool) {
 	p.nextSend = p.run + probeInterval
 	p.seq++
 	p.ring[p.seq%probeRing] = sentProbe{seq: p.seq, at: now, run: p.run, used: p.state == Up}
-	return probe{loss: p.quality.Share(), age: p.age(), seq: p.seq, instance: p.instance}, true
+	return probe{loss: p.quality.Share(), age: p.age(), seq: p.seq, instance: p.instance, features: p.offered}, true
 }
 
 // age is the age field of a probe sent now.
@@ -143,6 +157,7 @@ func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
 		return probe{}, false // for our predecessor
 	}
 	p.heard, p.hasHeard = p.run, true
+	p.taken = in.features & p.offered
 	p.quality.Told(in.loss)
 	if in.echo {
 		p.echoed(in.seq, now)
@@ -156,7 +171,7 @@ func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
 	if in.echo {
 		return probe{}, false
 	}
-	return probe{echo: true, loss: p.quality.Share(), age: 0, seq: in.seq, instance: in.instance}, true
+	return probe{echo: true, loss: p.quality.Share(), age: 0, seq: in.seq, instance: in.instance, features: p.offered}, true
 }
 
 // prove notes that the peer heard us at the running time at.

@@ -163,13 +163,18 @@ func TestProberOddities(t *testing.T) {
 func TestProbeBytes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 100 {
-		want := probe{echo: rng.IntN(2) == 1, loss: uint8(rng.Uint32()), age: uint16(rng.Uint32()), seq: rng.Uint32(), instance: rng.Uint64()}
+		want := probe{echo: rng.IntN(2) == 1, loss: uint8(rng.Uint32()), age: uint16(rng.Uint32()), seq: rng.Uint32(), instance: rng.Uint64(), features: features(rng.Uint32())}
 		b := want.append(nil)
-		if len(b) != probeLen {
+		if len(b) != probeLen+1 {
 			t.Fatalf("%d bytes", len(b))
 		}
 		if got, ok := parseProbe(append(b, 1, 2, 3)); !ok || got != want {
 			t.Errorf("%+v, want %+v", got, want)
+		}
+		old := want
+		old.features = 0
+		if got, ok := parseProbe(b[:probeLen]); !ok || got != old {
+			t.Errorf("of an older agent: %+v, want %+v", got, old)
 		}
 		for n := range probeLen {
 			if _, ok := parseProbe(b[:n]); ok {

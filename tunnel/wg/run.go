@@ -97,7 +97,7 @@ func (l *Link) probe(now time.Time) (sent bool) {
 	l.judge()
 	l.mu.Unlock()
 	if send {
-		var b [probeLen]byte
+		var b [probeLen + 1]byte
 		l.mux.sendControl(carrier.Probe, request.append(b[:0]))
 	}
 	return send
@@ -115,6 +115,7 @@ func (l *Link) judge() {
 		l.log.Info("link is good again")
 	}
 	l.quality = q
+	l.mux.packing.setLoss(q.LossOut)
 }
 
 // onProbe answers a probe of the peer, or takes in the answer to ours.
@@ -137,12 +138,13 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 	echo, send := l.prober.receive(in, now)
 	l.setState(l.prober.state, now)
 	rtt := l.prober.srtt
+	l.mux.packing.taken.Store(l.prober.taken&featureUnits != 0)
 	l.mu.Unlock()
 	if in.echo {
 		l.bind.setRTT(rtt)
 	}
 	if send {
-		var b [probeLen]byte
+		var b [probeLen + 1]byte
 		l.mux.sendControl(carrier.Probe, echo.append(b[:0]))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/pack"
 	"stitch/tunnel/wg/quality"
 )
 
@@ -48,6 +49,7 @@ type Stats struct {
 	// trains of the peer got lost.
 	Unmerged bool `json:"unmerged"`
 
+	Pack       Pack          `json:"pack"`
 	Drops      Drops         `json:"drops"`
 	Errors     Errors        `json:"errors"`
 	Reassembly carrier.Drops `json:"reassembly"`
@@ -64,6 +66,30 @@ type Traffic struct {
 	Datagrams uint64 `json:"datagrams"`
 	// WireBytes are UDP payload bytes.
 	WireBytes uint64 `json:"wire_bytes"`
+}
+
+// Pack counts the TCP super-packets that are compressed, and why others are not;
+// see package pack for the rule.
+type Pack struct {
+	// Peer says that the peer takes units and this end may send them.
+	Peer bool `json:"peer"`
+	// Units were sent: Bytes of super-packets became UnitBytes, and Datagrams
+	// fewer left. Received units came in.
+	Units     uint64 `json:"units"`
+	Bytes     uint64 `json:"bytes"`
+	UnitBytes uint64 `json:"unit_bytes"`
+	Datagrams uint64 `json:"datagrams_saved"`
+	Received  uint64 `json:"received"`
+	// Not compressed were, of those offered since the peer takes units: flows
+	// passed over for what was seen before, that look encrypted, where too
+	// little was saved, or too little for the link's loss, because compressing
+	// takes too much time, and those a unit is not made of.
+	Passed    uint64 `json:"passed"`
+	Encrypted uint64 `json:"encrypted"`
+	Small     uint64 `json:"small"`
+	Lossy     uint64 `json:"lossy"`
+	Busy      uint64 `json:"busy"`
+	Odd       uint64 `json:"odd"`
 }
 
 // Drops counts what the link dropped, by cause.
@@ -92,6 +118,10 @@ type Drops struct {
 	Version uint64 `json:"version"`
 	// Rate: too much waited for the link's rate.
 	Rate uint64 `json:"rate"`
+	// Unit: units of the peer that break the format. Part: parts of our units
+	// that were not sent before the link went down.
+	Unit uint64 `json:"unit"`
+	Part uint64 `json:"part"`
 	// Unclaimed: frames and control datagrams nobody takes.
 	Unclaimed uint64 `json:"unclaimed"`
 	// Rejected: datagrams with data that gave no packet, since they were
@@ -117,12 +147,16 @@ type counters struct {
 
 	handshakeResent, handshakeDropped, released atomic.Uint64
 
+	pack                                     [pack.Verdicts]atomic.Uint64
+	packBytes, unitBytes, packSaved, rxUnits atomic.Uint64
+
 	dropFrameQueue, dropFrameInvalid                      atomic.Uint64
 	dropControlQueue, dropControlDown, dropControlInvalid atomic.Uint64
 	dropHoldFull, dropHoldOlder                           atomic.Uint64
 	dropNotIP, dropTooBig, dropForged, dropRate           atomic.Uint64
 	dropForeign, dropVersion, dropUnclaimed               atomic.Uint64
 	rxData, rxOpened                                      atomic.Uint64 // datagrams with data, and packets of them
+	dropUnit, dropPart                                    atomic.Uint64
 	tunReadErrors, tunWriteErrors                         atomic.Uint64
 	sendErrors, receiveErrors, rebinds                    atomic.Uint64
 }
@@ -146,6 +180,12 @@ func (c *counters) fill(s *Stats) {
 		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(), Rate: c.dropRate.Load(),
 		Foreign: c.dropForeign.Load(), Version: c.dropVersion.Load(), Unclaimed: c.dropUnclaimed.Load(),
 		Rejected: c.rxData.Load() - opened,
+		Unit:     c.dropUnit.Load(), Part: c.dropPart.Load(),
+	}
+	s.Pack = Pack{
+		Units: c.pack[pack.Packed].Load(), Bytes: c.packBytes.Load(), UnitBytes: c.unitBytes.Load(), Datagrams: c.packSaved.Load(),
+		Received: c.rxUnits.Load(), Passed: c.pack[pack.Passed].Load(), Encrypted: c.pack[pack.Encrypted].Load(),
+		Small: c.pack[pack.Small].Load(), Lossy: c.pack[pack.Lossy].Load(), Busy: c.pack[pack.Busy].Load(), Odd: c.pack[pack.Odd].Load(),
 	}
 	s.Errors = Errors{
 		TUNRead: c.tunReadErrors.Load(), TUNWrite: c.tunWriteErrors.Load(),

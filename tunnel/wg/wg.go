@@ -113,6 +113,9 @@ type Config struct {
 	// call: the way out where UDP segmentation or receive offload harms. A link
 	// that finds out that one does, does so by itself.
 	Apart bool
+	// NoPack neither compresses super-packets nor takes compressed ones; see
+	// package pack.
+	NoPack bool
 	// Resolver looks up the host of Endpoint; nil means net.DefaultResolver.
 	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
@@ -192,6 +195,9 @@ func Open(cfg Config) (*Link, error) {
 		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1),
 		prober: newProber(rand.Uint64(), now), state: Connecting, since: now,
 		pathMTU: newPathMTU(cfg.InnerMTU),
+	}
+	if !cfg.NoPack {
+		l.prober.offered = featureUnits
 	}
 	l.mux = newMux(path, &cfg, &l.count, l, l.log)
 	ours := PublicKey(cfg.PrivateKey)
@@ -322,6 +328,8 @@ func (l *Link) Stats() Stats {
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
 	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
+	s.Pack.Peer = l.mux.packing.taken.Load()
+	s.Apart = l.bind.apart.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
 	return s
 }

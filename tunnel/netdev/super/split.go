@@ -111,6 +111,13 @@ func (s *Splitter) Count() int {
 	return (left + s.size - 1) / s.size
 }
 
+// Size returns what each packet but the last carries behind its headers.
+func (s *Splitter) Size() int { return s.size }
+
+// Offsets returns where the IP header, the transport header and what that
+// carries begin in a super-packet; zeros if it is a packet that is not cut.
+func (s *Splitter) Offsets() (ip, transport, body int) { return s.ip, s.l4, s.body }
+
 // Next writes the next packet to dst, which must have room for Len bytes.
 func (s *Splitter) Next(dst []byte) {
 	if s.kind == None {

@@ -153,6 +153,18 @@ func network(p []byte, link Link) (ip int, v6, ok bool) {
 	return 0, false, false
 }
 
+// TCPKind returns the kind that a TCP super-packet has by its IP version; None
+// if there is no IP header.
+func TCPKind(p []byte, link Link) Kind {
+	switch _, v6, ok := network(p, link); {
+	case !ok:
+		return None
+	case v6:
+		return TCP6
+	}
+	return TCP4
+}
+
 // locate finds the TCP or UDP header of a packet that is not a fragment and
 // has no IPv6 extension headers; false if there is none or it is cut short.
 func locate(p []byte, link Link) (l layout, ok bool) {

@@ -1,6 +1,6 @@
 // Package carrier is the format of what crosses a link besides plain IP
-// packets: Ethernet frames of segments, IP packets larger than the link, probes
-// and control datagrams.
+// packets: Ethernet frames of segments, IP packets larger than the link,
+// super-packets that were compressed (units), probes and control datagrams.
 //
 // WireGuard carries IP packets only, so each of these is the payload of an
 // IPv4 packet between the two link addresses, protocol 97:
@@ -29,14 +29,16 @@
 //
 //   - version is 1. A receiver drops and counts any other.
 //   - kind is 1 for an Ethernet frame (without FCS), 2 for an IP packet, 3 for a
-//     probe, 4 for a control datagram. Others are dropped and counted.
+//     probe, 4 for a control datagram, 5 for a unit of package pack, which is
+//     only sent to who said that he takes those. Others are dropped and counted.
 //   - segment is the id of the frame's segment; 0 for every other kind.
 //   - index and last describe parts. A message that fits is one part: index 0,
 //     last 0, id 0. A larger one is cut into last+1 parts (at most 16) of equal
 //     length, the final one shorter by less than last+1 bytes; all carry the
 //     same id, which a sender does not use again for 2^32 messages. Probes and
 //     control datagrams are never cut; IP packets always are, since one that
-//     fits crosses as it is.
+//     fits crosses as it is. A unit has up to 64 parts: index and last are whole
+//     bytes, the second and third behind the version, and the fourth is 0.
 //
 // Parts may arrive in any order. A receiver joins them when all are there,
 // and forgets a message when a second has passed since its latest part and
@@ -69,6 +71,9 @@ const (
 	// MaxMessage is the most bytes of one message: a jumbo frame with tags,
 	// with room to spare.
 	MaxMessage = 16 << 10
+	// MaxUnitParts and MaxUnit are the same of a unit.
+	MaxUnitParts = 64
+	MaxUnit      = 64 << 10
 
 	protocol = 97
 	ipHeader = 20
@@ -83,7 +88,16 @@ const (
 	IP      Kind = 2
 	Probe   Kind = 3
 	Control Kind = 4
+	Unit    Kind = 5
 )
+
+// limits returns the most parts and bytes of a message of the kind.
+func (k Kind) limits() (parts, bytes int) {
+	if k == Unit {
+		return MaxUnitParts, MaxUnit
+	}
+	return MaxParts, MaxMessage
+}
 
 // Header is the part of the format behind the IPv4 header.
 type Header struct {
@@ -131,8 +145,12 @@ func (p *Path) Put(b []byte, h Header, n int) {
 	_ = b[HeaderLen-1]
 	p.putIP(b, HeaderLen+n)
 	b[20] = Version<<4 | byte(h.Kind)
-	b[21] = h.Index<<4 | h.Last
-	binary.BigEndian.PutUint16(b[22:], h.Segment)
+	if h.Kind == Unit {
+		b[21], b[22], b[23] = h.Index, h.Last, 0
+	} else {
+		b[21] = h.Index<<4 | h.Last
+		binary.BigEndian.PutUint16(b[22:], h.Segment)
+	}
 	binary.BigEndian.PutUint32(b[24:], h.ID)
 }
 
@@ -174,6 +192,9 @@ func (p *Path) Parse(pkt []byte) (Header, []byte, error) {
 		Kind: Kind(pkt[20] & 15), Index: pkt[21] >> 4, Last: pkt[21] & 15,
 		Segment: binary.BigEndian.Uint16(pkt[22:]), ID: binary.BigEndian.Uint32(pkt[24:]),
 	}
+	if h.Kind == Unit {
+		h.Index, h.Last, h.Segment = pkt[21], pkt[22], uint16(pkt[23])
+	}
 	if !h.valid() {
 		return Header{}, nil, ErrFormat
 	}
@@ -182,24 +203,28 @@ func (p *Path) Parse(pkt []byte) (Header, []byte, error) {
 
 func (h Header) valid() bool {
 	switch {
-	case h.Kind < Frame || h.Kind > Control, h.Index > h.Last:
+	case h.Kind < Frame || h.Kind > Unit, h.Index > h.Last, h.Last >= MaxUnitParts:
 		return false
-	case h.Kind >= Probe && h.Last != 0, h.Kind == IP && h.Last == 0:
+	case (h.Kind == Probe || h.Kind == Control) && h.Last != 0, h.Kind == IP && h.Last == 0:
 		return false
 	}
 	return (h.Kind == Frame) == (h.Segment != 0)
 }
 
-// Split returns how many parts a message of n bytes is cut into when a packet
-// may have mtu bytes, and the length of every part but the final one. Zero
-// parts means that it cannot be carried: empty, or too long.
-func Split(n, mtu int) (parts, size int) {
+// Split returns how many parts a message of n bytes, which is no unit, is cut
+// into when a packet may have mtu bytes, and the length of every part but the
+// final one. Zero parts means that it cannot be carried: empty, or too long.
+func Split(n, mtu int) (parts, size int) { return Frame.Split(n, mtu) }
+
+// Split is Split for a message of the kind.
+func (k Kind) Split(n, mtu int) (parts, size int) {
+	most, bytes := k.limits()
 	room := mtu - HeaderLen
-	if n <= 0 || n > MaxMessage || room <= 0 {
+	if n <= 0 || n > bytes || room <= 0 {
 		return 0, 0
 	}
 	parts = (n + room - 1) / room
-	if parts > MaxParts {
+	if parts > most {
 		return 0, 0
 	}
 	return parts, (n + parts - 1) / parts

@@ -11,9 +11,10 @@ const (
 	MaxBytes   = 1 << 20
 	// Timeout is how long an incomplete message waits for its next part.
 	Timeout = time.Second
-
-	maxFree = 64
 )
+
+// classes are the sizes of buffers, and how many of each are kept for reuse.
+var classes = [...]struct{ size, keep int }{{2 << 10, 64}, {MaxMessage, 16}, {MaxUnit, 4}}
 
 // Drops are what a Reassembler dropped, by cause, and what it holds.
 type Drops struct {
@@ -39,7 +40,7 @@ type Reassembler struct {
 	// oldest and newest are the ends of the list in the order of the last parts.
 	oldest, newest *entry
 	bytes          int
-	free           [][]byte
+	free           [len(classes)][][]byte
 	spare          *entry // list by next
 	drops          Drops
 }
@@ -47,7 +48,7 @@ type Reassembler struct {
 // entry is one incomplete message.
 type entry struct {
 	header     Header
-	have       uint16
+	have       uint64
 	size       int       // length of every part but the final one; 0: not known
 	buf        []byte    // parts at index*size
 	final      []byte    // the final part until the others are there
@@ -62,7 +63,8 @@ func (e *entry) bytes() int { return cap(e.buf) + cap(e.final) }
 // it returns nil. A part whose message still waits is taken however late it is: a
 // receiver that stood still has lost nothing.
 func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
-	if h.Last == 0 || len(part) == 0 || len(part)*int(h.Last) > MaxMessage && h.Index != h.Last || len(part) > MaxMessage {
+	parts, most := h.Kind.limits()
+	if h.Last == 0 || int(h.Last) >= parts || len(part) == 0 || len(part)*int(h.Last) > most && h.Index != h.Last || len(part) > most {
 		r.drops.Invalid++
 		return nil
 	}
@@ -79,7 +81,7 @@ func (r *Reassembler) Add(h Header, part []byte, now time.Time) []byte {
 		r.drops.Duplicate++
 		return nil
 	}
-	if bits.OnesCount16(e.have) == int(h.Last) {
+	if bits.OnesCount64(e.have) == int(h.Last) {
 		return r.finish(e, h.Index, part)
 	}
 	r.touch(e, now)
@@ -110,7 +112,8 @@ func (e *entry) fits(h Header, part []byte) bool {
 		return true
 	}
 	// Equal parts: the final one is shorter by less than their number.
-	return final <= size && size-final <= int(h.Last) && size*int(h.Last)+final <= MaxMessage
+	_, most := h.Kind.limits()
+	return final <= size && size-final <= int(h.Last) && size*int(h.Last)+final <= most
 }
 
 // store copies part to its place.
@@ -146,20 +149,31 @@ func (r *Reassembler) finish(e *entry, index uint8, part []byte) []byte {
 	return whole
 }
 
-// take returns an empty buffer with room for n bytes.
+// class returns the smallest class of n bytes.
+func class(n int) int {
+	c := 0
+	for c < len(classes)-1 && classes[c].size < n {
+		c++
+	}
+	return c
+}
+
+// take returns an empty buffer with room for n bytes; above the largest class,
+// where a hostile peer's first part may lead, it is not one that is kept.
 func (r *Reassembler) take(n int) []byte {
-	if k := len(r.free); k > 0 && cap(r.free[k-1]) >= n {
-		b := r.free[k-1]
-		r.free = r.free[:k-1]
+	c := class(n)
+	if k := len(r.free[c]); k > 0 && n <= classes[c].size {
+		b := r.free[c][k-1]
+		r.free[c] = r.free[c][:k-1]
 		return b[:0]
 	}
-	return make([]byte, 0, max(n, 2048))
+	return make([]byte, 0, max(n, classes[c].size))
 }
 
 // Release takes back a message that Add returned, for reuse.
 func (r *Reassembler) Release(whole []byte) {
-	if cap(whole) > 0 && len(r.free) < maxFree {
-		r.free = append(r.free, whole)
+	if c := class(cap(whole)); cap(whole) == classes[c].size && len(r.free[c]) < classes[c].keep {
+		r.free[c] = append(r.free[c], whole)
 	}
 }
 
