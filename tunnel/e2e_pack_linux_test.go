@@ -28,8 +28,8 @@ func logLines(n int) []byte {
 	return b[:n]
 }
 
-// noise is data that does not compress.
-func noise(n int) []byte {
+// randomBytes is data that does not compress.
+func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
 	return b
@@ -124,17 +124,17 @@ func TestE2EPack(t *testing.T) {
 	if before.Pack.Units == 0 || packStats(t, on, "e2").Pack.Received == 0 {
 		t.Errorf("no units: %+v", before.Pack)
 	}
-	random := across(t, on, "h1", "h2", "10.2.0.10:7001", noise(n), 4e6)
+	random := across(t, on, "h1", "h2", "10.2.0.10:7001", randomBytes(n), 4e6)
 	after := packStats(t, on, "e1")
 	t.Logf("%+v, drops %+v, reassembly %+v", after.Pack, after.Drops, packStats(t, on, "e2").Reassembly)
-	if after.Pack.Encrypted == before.Pack.Encrypted {
-		t.Error("random data was not taken for encrypted: this proves nothing")
+	if after.Pack.Encrypted == before.Pack.Encrypted || after.Pack.Units != before.Pack.Units {
+		t.Errorf("random data was not taken for encrypted, or packed: %+v", after.Pack)
 	}
 
 	wan.Edit = packOff
 	off := world(t, wan)
 	text := across(t, off, "h1", "h2", "10.2.0.10:7001", logLines(n), 0)
-	plain := across(t, off, "h1", "h2", "10.2.0.10:7001", noise(n), 4e6)
+	plain := across(t, off, "h1", "h2", "10.2.0.10:7001", randomBytes(n), 4e6)
 	if text < uint64(n) {
 		t.Errorf("off, %d bytes of text took %d on the WAN: who saved them?", n, text)
 	}
@@ -144,7 +144,9 @@ func TestE2EPack(t *testing.T) {
 		}
 	}
 	t.Logf("%d random bytes: %d on the WAN, off %d", n, random, plain)
-	if float64(random) > 1.01*float64(plain) {
+	// No unit was made, so the packets are the same; how many acknowledgements
+	// and repetitions TCP needs is not, from run to run.
+	if float64(random) > 1.02*float64(plain) {
 		t.Errorf("%d random bytes took %d on the WAN, %d without", n, random, plain)
 	}
 }

@@ -23,6 +23,7 @@ var loads = []string{"tcp1", "tcp8", "udp64", "udp512", "udp1400", "ping"}
 // sample is one measurement.
 type sample struct {
 	bytes   int64 // that arrived
+	whole   int64 // and of TCP, with those before the measurement
 	packets int64
 	took    time.Duration
 	tunnel  time.Duration // processor time of the tunnel's processes
@@ -40,7 +41,7 @@ func (t *tunnel) apply(ctx context.Context, load string, length time.Duration) (
 	var s sample
 	var err error
 	if kind == "tcp" {
-		s, err = t.tcp(n, length)
+		s, err = t.tcp(n, length, noise(128<<10))
 	} else {
 		s, err = t.udp(n, length)
 	}
@@ -59,8 +60,8 @@ func split(load string) (kind string, n int) {
 	return kind, n
 }
 
-// tcp sends through n connections at once.
-func (t *tunnel) tcp(n int, length time.Duration) (sample, error) {
+// tcp sends data through n connections at once, again and again.
+func (t *tunnel) tcp(n int, length time.Duration, data []byte) (sample, error) {
 	var l net.Listener
 	err := t.to.Do(func() (err error) {
 		l, err = net.Listen("tcp4", t.addr+":5201")
@@ -87,12 +88,13 @@ func (t *tunnel) tcp(n int, length time.Duration) (sample, error) {
 			return sample{}, err
 		}
 		conns = append(conns, c)
-		all.Go(func() { blast(c) })
+		all.Go(func() { blast(c, data) })
 	}
 	time.Sleep(length / 4) // slow start is over
 	start, first := time.Now(), received.Load()
 	time.Sleep(length)
-	return sample{bytes: received.Load() - first, took: time.Since(start)}, nil
+	last := received.Load()
+	return sample{bytes: last - first, whole: last, took: time.Since(start)}, nil
 }
 
 // receive reads n connections to their ends.
@@ -117,10 +119,9 @@ func receive(l net.Listener, n int, received *atomic.Int64, all *sync.WaitGroup)
 }
 
 // blast writes until the connection ends.
-func blast(c net.Conn) {
-	buf := make([]byte, 128<<10)
+func blast(c net.Conn, data []byte) {
 	for {
-		if _, err := c.Write(buf); err != nil {
+		if _, err := c.Write(data); err != nil {
 			return
 		}
 	}
@@ -197,6 +198,18 @@ func pingTimes(out string) (all []time.Duration) {
 		all = append(all, time.Duration(ms*float64(time.Millisecond)))
 	}
 	return all
+}
+
+// sentBytes reads what a device has sent in the text of /proc/net/dev.
+func sentBytes(text, device string) int64 {
+	for line := range strings.Lines(text) {
+		name, rest, _ := strings.Cut(line, ":")
+		if f := strings.Fields(rest); strings.TrimSpace(name) == device && len(f) > 8 {
+			n, _ := strconv.ParseInt(f[8], 10, 64)
+			return n
+		}
+	}
+	return 0
 }
 
 // processor is the time the tunnel's processes have used so far.

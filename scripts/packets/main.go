@@ -31,6 +31,7 @@ type options struct {
 	length time.Duration // of one measurement
 	json   string
 	only   *regexp.Regexp
+	pack   bool
 }
 
 func main() {
@@ -54,7 +55,8 @@ func run(ctx context.Context, args []string) error {
 	f.IntVar(&o.rounds, "rounds", 5, "how often each tunnel is measured")
 	f.DurationVar(&o.length, "length", 2*time.Second, "how long one TCP or UDP measurement takes")
 	f.StringVar(&o.json, "json", "", "write the report to this file too; - is standard output, and no table")
-	only := f.String("only", "", "measure only what matches, of: "+fmt.Sprint(loads))
+	only := f.String("only", "", "measure only what matches, of: "+fmt.Sprint(loads)+"; with -pack of the paths")
+	f.BoolVar(&o.pack, "pack", false, "compare stitch with and without compressed packets instead, over a WAN and without one")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -67,6 +69,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	if os.Getuid() != 0 {
 		return errors.New("needs root for network namespaces: run `sudo make packets`")
+	}
+	if o.pack {
+		return measurePack(ctx, o, os.Stdout)
 	}
 	report, err := measure(ctx, o)
 	if ctx.Err() != nil {

@@ -23,6 +23,17 @@ func TestPingTimes(t *testing.T) {
 	}
 }
 
+func TestSentBytes(t *testing.T) {
+	text := "Inter-|   Receive                                                |  Transmit\n face |bytes\n" +
+		"    lo: 1 2 3 4 5 6 7 8 9 10\n  wan0: 10 20 0 0 0 0 0 0 4711 40 0 0 0 0 0 0\n"
+	if n := sentBytes(text, "wan0"); n != 4711 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := sentBytes(text, "wan1"); n != 0 {
+		t.Errorf("%d bytes of no device", n)
+	}
+}
+
 func TestSplit(t *testing.T) {
 	for load, want := range map[string]int{"tcp8": 8, "udp1400": 1400, "ping": 0} {
 		if kind, n := split(load); n != want || kind+strings.TrimPrefix(load, kind) != load {

@@ -19,7 +19,7 @@ type part struct {
 
 // cut is the stupid twin of a sender.
 func cut(kind Kind, segment uint16, id uint32, msg []byte, mtu int) (all []part) {
-	n, size := Split(len(msg), mtu)
+	n, size := kind.Split(len(msg), mtu)
 	for i := range n {
 		h := Header{Kind: kind, Segment: segment, Index: uint8(i), Last: uint8(n - 1), ID: id}
 		all = append(all, part{h, msg[i*size : min((i+1)*size, len(msg))]})
@@ -55,6 +55,35 @@ func TestJoinInAnyOrder(t *testing.T) {
 				t.Fatalf("%d bytes: joined to %d", n, len(got))
 			}
 			r.Release(got)
+		}
+	}
+	if d := r.Drops(start); d.Waiting != 0 || d.Bytes != 0 || d.Invalid != 0 {
+		t.Errorf("left over: %+v", d)
+	}
+}
+
+// So is every unit, up to 64 parts of 64 KiB, between frames in parts.
+func TestUnitsInAnyOrder(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 2))
+	var r Reassembler
+	for i := range uint32(200) {
+		msg, frame := message(1201+rng.IntN(MaxUnit-1200), byte(i)), message(9000, byte(i))
+		parts := append(cut(Unit, 0, 2*i, msg, 1228), cut(Frame, 1, 2*i+1, frame, 1228)...)
+		rng.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+		joined := 0
+		for _, p := range parts {
+			got := r.Add(p.h, p.data, start)
+			if got == nil {
+				continue
+			}
+			joined++
+			if want := map[Kind][]byte{Unit: msg, Frame: frame}[p.h.Kind]; !bytes.Equal(got, want) {
+				t.Fatalf("joined to %d bytes, want %d", len(got), len(want))
+			}
+			r.Release(got)
+		}
+		if joined != 2 {
+			t.Fatalf("%d of 2 messages of %d parts", joined, len(parts))
 		}
 	}
 	if d := r.Drops(start); d.Waiting != 0 || d.Bytes != 0 || d.Invalid != 0 {
@@ -235,13 +264,16 @@ func FuzzReassembler(f *testing.F) {
 				break
 			}
 			h := Header{Kind: Frame, Segment: 1, ID: uint32(op[0] & 15), Index: op[1] >> 4, Last: op[1] & 15}
+			if op[2]&0x80 != 0 { // the same bits make a unit of up to 64 parts
+				h.Kind, h.Segment, h.Index, h.Last = Unit, 0, 4*h.Index, 4*h.Last+3
+			}
 			if !h.valid() {
 				continue
 			}
 			now = now.Add(time.Duration(op[0]>>4) * 20 * time.Millisecond)
 			n := (int(op[2])<<8 | int(op[3])) % len(buf)
 			if whole := r.Add(h, buf[:n], now); whole != nil {
-				if len(whole) > MaxMessage {
+				if _, most := h.Kind.limits(); len(whole) > most {
 					t.Fatalf("message of %d bytes", len(whole))
 				}
 				r.Release(whole)
