@@ -69,7 +69,7 @@ func TestLoadEverything(t *testing.T) {
 	want := &Config{
 		Site: "dc1", RunDir: "/run/stitch-lab/e1", PrivateKey: testKey(1),
 		Subnets: []netip.Prefix{pfx("10.1.0.0/24"), pfx("10.1.1.0/24"), pfx("fd00:1::/64")},
-		Offload: Offload{NoJoin: true, NoTrain: true},
+		Offload: Offload{NoJoin: true, NoTrain: true, NoPack: true},
 		Peers: []Peer{
 			{
 				Name: "dc2", PublicKey: publicOf(testKey(2)), PresharedKey: testKey(9), Endpoint: "198.51.100.20:51820", ListenPort: 51820,

@@ -9,8 +9,9 @@
 // The mux is the tun.Device that wireguard-go has. On the way out control
 // datagrams and probes go first, then frames, then packets; packets keep half
 // of each batch when both wait. The TUN device is read straight into the
-// buffers of wireguard-go, and super-frames are cut straight into them, unless
-// the link has a rate: then they wait in a queue that is fair to flows (package
+// buffers of wireguard-go, and super-frames are cut straight into them, or leave
+// as parts of a compressed unit (package pack; units.go), unless the link has a
+// rate: then all of these wait in a queue that is fair to flows (package
 // shape), so that bulk never makes others wait. At
 // most 1024 packets are inside wireguard-go at once. What is not a plain packet that
 // fits is carried in the format of package carrier; a stock peer gets plain
@@ -329,7 +330,6 @@ func (l *Link) Stats() Stats {
 	s.Held = l.mux.held()
 	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
 	s.Pack.Peer = l.mux.packing.taken.Load()
-	s.Apart = l.bind.apart.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
 	return s
 }
