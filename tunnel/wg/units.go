@@ -89,8 +89,11 @@ func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) boo
 	}
 	parts, size := carrier.Unit.Split(len(unit), mtu)
 	u.buf, u.rest, u.size = unit, unit, size
-	u.h = carrier.Header{Kind: carrier.Unit, Last: uint8(parts - 1), ID: m.id.Add(1)}
-	m.count.txParts.Add(uint64(parts))
+	u.h = carrier.Header{Kind: carrier.Unit, Last: uint8(parts - 1)}
+	if parts > 1 {
+		u.h.ID = m.id.Add(1)
+		m.count.txParts.Add(uint64(parts))
+	}
 	m.count.packBytes.Add(uint64(len(packet)))
 	m.count.unitBytes.Add(uint64(len(unit)))
 	m.count.packSaved.Add(uint64(o.Count - parts))

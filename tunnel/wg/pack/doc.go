@@ -100,7 +100,8 @@
 // so they come out bit by bit. A receiver drops and counts a unit that breaks any
 // of this, and before it allocates anything checks length and what the compressed
 // bytes claim. It believes nothing about the packets: they are cut and their
-// checksums made anew, at most 256 of one unit. See testdata/wire/unit.txt for
+// checksums made anew, at most 256 of one unit: so much a hostile peer can make
+// of one datagram, and no more. See testdata/wire/unit.txt for
 // vectors.
 //
 // This package is pure; its time comes from the caller.
