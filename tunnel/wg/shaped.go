@@ -125,6 +125,8 @@ func (m *mux) dequeue(out *sink) {
 func (m *mux) flowOf(p []byte) (k flowKey, weight int, again bool) {
 	h, body, err := m.shaped.back.Parse(p)
 	switch {
+	case err == nil && h.Kind == carrier.Unit:
+		return m.packing.flow(h.ID), 1, false
 	case err == nil && h.Index > 0:
 		return k, 1, true
 	case err == nil: // the segment of an IP packet is 0

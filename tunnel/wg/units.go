@@ -23,8 +23,28 @@ type packing struct {
 	pool   *compress.Pool
 	// open says that packets may leave now.
 	open bool
+	// sent are the flows of the latest units of a link with a rate, by id.
+	sent [sentUnits]sentUnit
 	// What waits to be sent of a unit of the TUN device, and of frames.
 	tun, frames unitParts
+}
+
+// sentUnits is how many of the latest units are remembered: more messages than
+// have an id in two batches.
+const sentUnits = 512
+
+// sentUnit is a unit and its flow.
+type sentUnit struct {
+	id  uint32
+	key flowKey
+}
+
+// flow returns the flow of a unit that leaves, by its id.
+func (p *packing) flow(id uint32) flowKey {
+	if s := &p.sent[id%sentUnits]; s.id == id {
+		return s.key
+	}
+	return flowKey{}
 }
 
 // start makes p ready to be used by m.
@@ -56,7 +76,8 @@ var _ netdev.Packer = (*unitParts)(nil)
 // Take implements netdev.Packer.
 func (u *unitParts) Take(packet []byte, h super.Header, cut *super.Splitter) bool {
 	n := cut.Count()
-	if !u.take(packet, 0, cut) {
+	// The agents' own connections carry what rules say how to.
+	if u.m.path.Between(packet) || !u.take(packet, 0, cut) {
 		return false
 	}
 	_, _, body := cut.Offsets()
@@ -89,10 +110,12 @@ func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) boo
 	}
 	parts, size := carrier.Unit.Split(len(unit), mtu)
 	u.buf, u.rest, u.size = unit, unit, size
-	u.h = carrier.Header{Kind: carrier.Unit, Last: uint8(parts - 1)}
+	u.h = carrier.Header{Kind: carrier.Unit, Last: uint8(parts - 1), ID: m.id.Add(1)}
 	if parts > 1 {
-		u.h.ID = m.id.Add(1)
 		m.count.txParts.Add(uint64(parts))
+	}
+	if m.shaped != nil {
+		p.sent[u.h.ID%sentUnits] = sentUnit{u.h.ID, keyOf(segment, packet)}
 	}
 	m.count.packBytes.Add(uint64(len(packet)))
 	m.count.unitBytes.Add(uint64(len(unit)))

@@ -141,6 +141,7 @@ func TestUnitsOfPackets(t *testing.T) {
 		waitFor(t, "what the peer can do", func() bool { return links[0].Stats().Pack.Peer == (off < 0) })
 		rng := rand.New(rand.NewPCG(1, 1))
 		var want [][]byte
+		var own, offered uint64
 		sent := make(chan []byte, 4096)
 		for i := range uint32(300) {
 			var b []byte
@@ -155,7 +156,13 @@ func TestUnitsOfPackets(t *testing.T) {
 				copy(p[12:], links[0].cfg.Local.AsSlice())
 				sent <- plain(p)
 				continue
+			case 3: // of the agents themselves
+				b = superPacket(words(rng, 1+rng.IntN(60000)), i<<16, 1000)
+				copy(b[super.HeaderLen+12:], links[0].cfg.Local.AsSlice())
+				copy(b[super.HeaderLen+16:], links[0].cfg.Remote.AsSlice())
+				own++
 			default:
+				offered++
 				b = superPacket(words(rng, 1+rng.IntN(60000)), i<<16, 300+rng.IntN(1161))
 			}
 			want = append(want, packets(t, b, 1440)...)
@@ -178,12 +185,50 @@ func TestUnitsOfPackets(t *testing.T) {
 			}
 		}
 		tx, rx := links[0].Stats(), links[1].Stats()
+		if p := tx.Pack; off < 0 && (p.Units+p.Odd+p.Small+p.Passed+p.Encrypted+p.Lossy+p.Busy != offered || own == 0) {
+			t.Errorf("%d super-packets were to be offered, and none of %d of the agents: %+v", offered, own, p)
+		}
 		if (tx.Pack.Units > 0) != (off < 0) || tx.Pack.Units != rx.Pack.Received {
 			t.Errorf("end %d off: %d units sent, %d received", off, tx.Pack.Units, rx.Pack.Received)
 		}
 		if tx.Tx.Packets != rx.Rx.Packets || tx.Tx.Bytes != rx.Rx.Bytes || tx.Drops.Forged == 0 || rx.Drops.Unit > 0 {
 			t.Errorf("end %d off: sent %+v, received %+v, drops %+v and %+v", off, tx.Tx, rx.Rx, tx.Drops, rx.Drops)
 		}
+	}
+}
+
+// On a link with a rate, units and packets of one flow stay in order: the queue
+// that is fair to flows knows to which a unit belongs.
+func TestUnitsShaped(t *testing.T) {
+	tuns := [2]*superTUN{newSuperTUN("st-0"), newSuperTUN("st-1")}
+	links := openRing(t, [2]func(*Config){
+		func(c *Config) { c.TUN, c.Rate = tuns[0], 100e6 },
+		func(c *Config) { c.TUN, c.Rate = tuns[1], 100e6 },
+	})
+	waitFor(t, "the peer takes units", func() bool { return links[0].Stats().Pack.Peer })
+	rng := rand.New(rand.NewPCG(1, 1))
+	var want [][]byte
+	for i := range uint32(150) {
+		payload := words(rng, 1+rng.IntN(20000))
+		if i%3 == 0 {
+			payload = payload[:min(len(payload), 1000)] // crosses as it is
+		}
+		b := superPacket(payload, i<<16, 1400)
+		want = append(want, packets(t, b, 1440)...)
+		tuns[0].In <- b
+	}
+	for i, w := range want {
+		select {
+		case p := <-tuns[1].Out:
+			if !bytes.Equal(p, w) {
+				t.Fatalf("packet %d of %d is another", i, len(want))
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%d of %d packets arrived: %+v", i, len(want), links[0].Stats())
+		}
+	}
+	if s := links[0].Stats().Pack; s.Units == 0 || s.Odd == 0 {
+		t.Errorf("no mixture: %+v", s)
 	}
 }
 

@@ -33,7 +33,7 @@
 //     only sent to who said that he takes those. Others are dropped and counted.
 //   - segment is the id of the frame's segment; 0 for every other kind.
 //   - index and last describe parts. A message that fits is one part: index 0,
-//     last 0, id 0. A larger one is cut into last+1 parts (at most 16) of equal
+//     last 0, id 0 unless it is a unit. A larger one is cut into last+1 parts (at most 16) of equal
 //     length, the final one shorter by less than last+1 bytes; all carry the
 //     same id, which a sender does not use again for 2^32 messages. Probes and
 //     control datagrams are never cut; IP packets always are, since one that
@@ -175,6 +175,12 @@ func (p *Path) Touches(pkt []byte) bool {
 	}
 	src, dst := [4]byte(pkt[12:16]), [4]byte(pkt[16:20])
 	return src == p.local || src == p.remote || dst == p.local || dst == p.remote
+}
+
+// Between reports whether pkt is an IPv4 packet from the local link address to
+// the remote one, of any protocol.
+func (p *Path) Between(pkt []byte) bool {
+	return len(pkt) >= ipHeader && pkt[0]>>4 == 4 && [4]byte(pkt[12:16]) == p.local && [4]byte(pkt[16:20]) == p.remote
 }
 
 // Parse reads a packet that came from the peer. It is ErrFormat for whatever is
