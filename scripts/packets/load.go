@@ -63,9 +63,13 @@ func split(load string) (kind string, n int) {
 // tcp sends data through n connections at once, again and again.
 func (t *tunnel) tcp(n int, length time.Duration, data []byte) (sample, error) {
 	var l net.Listener
-	err := t.to.Do(func() (err error) {
-		l, err = net.Listen("tcp4", t.addr+":5201")
-		return err
+	var err error
+	waitFor(context.Background(), 10*time.Second, func() bool { // the last load's end may be on its way
+		err = t.to.Do(func() (err error) {
+			l, err = net.Listen("tcp4", t.addr+":5201")
+			return err
+		})
+		return err == nil
 	})
 	if err != nil {
 		return sample{}, err

@@ -26,6 +26,29 @@
 // What is behind a unit in the queue waits while it is compressed, at most some
 // 0.2 ms of a core for 64 KiB.
 //
+// # Gain and cost
+//
+// One connection (CUBIC) of log lines, which compress to a fifth, or of random
+// bytes, between two agents on one machine of two cores, with and without; WAN is
+// bytes on the link for one that arrived (`stitch-packets -pack`, medians of 3
+// rounds, of 4 without a WAN, one at 0.1 %):
+//
+//	                              text              random
+//	                          with  without     with  without
+//	100 Mbit/s, 40 ms, 0 %     475       93       82       57   Mbit/s
+//	                           .21     1.18     1.18     1.17   WAN
+//	the same, 0.1 %           11.1     11.1     11.9     13.4   Mbit/s
+//	                           .35     1.17     1.18     1.14   WAN
+//	the same, 1 %              3.7      2.8      2.6      3.0   Mbit/s
+//	                           .43     1.21     1.20     1.25   WAN
+//	a plain veth              3925     3991     3894     4074   Mbit/s
+//	                          1.05     1.06     1.06     1.06   WAN
+//
+// The last is where the line is: a link that carries 4 Gbit/s is faster than the
+// compressor, which gives up and costs 2 % (random: 4 %, nothing compressed; the
+// rounds differ by as much). Where loss bounds a connection, packing spares bytes
+// and little time: a lost part is a lost super-packet, which is short there.
+//
 // # When it is not tried
 //
 //   - A flow that looks encrypted (TLS records, SSH, or random bytes) is passed
