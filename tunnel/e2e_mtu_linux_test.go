@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stitch/scripts/traffic"
 	"stitch/tunnel/lab"
 )
 
@@ -102,6 +103,7 @@ func flow(t *testing.T, l *lab.Lab, from, to, addr string) *atomic.Int64 {
 	t.Cleanup(func() { c.Close() })
 	go func() {
 		buf := make([]byte, 64<<10)
+		traffic.Fill(buf, 1, traffic.Request, 0) // what compresses would cross in few large datagrams
 		for {
 			if _, err := c.Write(buf); err != nil {
 				return
