@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"stitch/tunnel/config"
@@ -77,7 +79,7 @@ func (a *Agent) RunLink(ctx context.Context) (err error) {
 	if err := p.connect(); err != nil {
 		return err
 	}
-	return a.serve(ctx, control.Config{Path: control.LinkSocket, Status: p.status}, p.prove, p.parts...)
+	return a.serve(ctx, control.Config{Path: control.LinkSocket, Status: p.status, Train: p.train}, p.prove, p.parts...)
 }
 
 // open opens everything but the links.
@@ -232,6 +234,20 @@ func (p *linkPlane) sendControl(peer string, msg []byte) bool {
 	}
 	l := s.link.Load()
 	return l != nil && l.SendControl(msg)
+}
+
+// train measures a link.
+func (p *linkPlane) train(ctx context.Context, t control.Train) (control.TrainResult, error) {
+	s := p.links[t.Peer]
+	if s == nil {
+		return control.TrainResult{}, fmt.Errorf("no peer %q: there is %s", t.Peer, strings.Join(slices.Sorted(maps.Keys(p.links)), ", "))
+	}
+	l := s.link.Load()
+	if l == nil {
+		return control.TrainResult{}, fmt.Errorf("the link to %s is not open yet", t.Peer)
+	}
+	r, err := l.Measure(ctx, wg.Train{Size: t.Size, Rate: t.Rate, Length: t.Length})
+	return control.TrainResult(r), err
 }
 
 // moved tells the segments where a workload is now.

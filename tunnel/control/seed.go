@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -118,10 +117,7 @@ func (c *Client) Seed(ctx context.Context, r SeedRequest, report func(SeedProgre
 	if err != nil {
 		return SeedProgress{}, err
 	}
-	patient := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", c.path)
-	}}}
-	resp, err := patient.Do(req)
+	resp, err := c.patient().Do(req)
 	if err != nil {
 		return SeedProgress{}, c.explain(err)
 	}

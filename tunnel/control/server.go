@@ -49,6 +49,9 @@ type Config struct {
 	Flows func() json.RawMessage
 	// Seed answers POST /v1/seed; nil: not found.
 	Seed SeedFunc
+	// Bench answers POST /v1/bench, Train POST /v1/train; nil: not found.
+	Bench BenchFunc
+	Train TrainFunc
 	// Log hears of refused clients; nil is silent.
 	Log *slog.Logger
 }
@@ -57,6 +60,7 @@ type Config struct {
 type Server struct {
 	http     *http.Server
 	listener net.Listener
+	cancel   context.CancelFunc
 }
 
 // Listen makes the socket and returns a server that Run starts. A socket that
@@ -82,7 +86,17 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Seed != nil {
 		mux.HandleFunc("POST /v1/seed", serveSeed(cfg.Seed))
 	}
+	// Streams live on when their request has been answered, but not longer than
+	// the server.
+	ctx, cancel := context.WithCancel(context.Background())
+	if cfg.Bench != nil {
+		mux.HandleFunc("POST /v1/bench", serveBench(ctx, cfg.Bench))
+	}
+	if cfg.Train != nil {
+		mux.HandleFunc("POST /v1/train", serveTrain(cfg.Train))
+	}
 	return &Server{
+		cancel:   cancel,
 		listener: limited{l, make(chan struct{}, maxConns)},
 		http: &http.Server{
 			Handler: guard{mux, cfg.Log},
@@ -112,6 +126,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 // Close stops the server, cutting off requests under way, and removes the socket.
 func (s *Server) Close() error {
+	s.cancel()
 	return errors.Join(s.http.Close(), ignoreClosed(s.listener.Close()))
 }
 

@@ -8,7 +8,9 @@
 // Each answers GET /v1/status with a Status; a child fills in only what it
 // knows and the supervisor merges the parts. Keys are only ever added. The
 // stream process also answers POST /v1/seed, a SeedRequest, with a line of JSON
-// for every step.
+// for every step, and POST /v1/bench, whose connection becomes a stream to a service
+// in the peer's agent. The link process answers POST /v1/train, a Train, with a
+// TrainResult.
 //
 // A socket has mode 0660. Root, the agent's own user and members of the
 // socket's group (as primary group) are served, everybody else gets 403 and a

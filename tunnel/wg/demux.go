@@ -23,6 +23,7 @@ type receiver interface {
 	onBatch()
 	onControl(msg []byte)
 	onProbe(msg []byte, now time.Time)
+	onBench(msg []byte, now time.Time)
 }
 
 // inbox is the state of Write.
@@ -182,6 +183,8 @@ func (m *mux) message(h carrier.Header, msg []byte, now time.Time) {
 		m.recv.onControl(msg)
 	case carrier.Probe:
 		m.recv.onProbe(msg, now)
+	case carrier.Bench:
+		m.recv.onBench(msg, now)
 	}
 }
 

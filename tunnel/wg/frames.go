@@ -1,12 +1,31 @@
 package wg
 
-import "stitch/tunnel/netdev/super"
+import (
+	"stitch/tunnel/netdev/super"
+	"stitch/tunnel/wg/carrier"
+)
 
-// frame is one that waits to be sent, or a super-frame.
+// frame is one that waits to be sent, or a super-frame, or (segment 0) a message
+// of a train that is measured.
 type frame struct {
 	segment uint16
 	header  super.Header
 	data    []byte
+}
+
+// head is the carrier header it leaves with.
+func (f *frame) head() carrier.Header {
+	if f.segment == 0 {
+		return carrier.Header{Kind: carrier.Bench}
+	}
+	return carrier.Header{Kind: carrier.Frame, Segment: f.segment}
+}
+
+// clamp corrects the MSS that a TCP SYN in a frame announces.
+func (f *frame) clamp(b []byte, most int) {
+	if f.segment != 0 {
+		super.ClampMSS(b, super.Ethernet, most, false)
+	}
 }
 
 // frameRing is a bounded ring of frames that keeps their buffers. When it is

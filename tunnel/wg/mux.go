@@ -231,6 +231,22 @@ func (m *mux) sendFrame(segment uint16, data []byte, h super.Header) bool {
 	return true
 }
 
+// sendBench queues a message of a train that is measured, among the frames. False
+// means that it was not: the link is down or stuck.
+func (m *mux) sendBench(msg []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.awaitRoomLocked()
+	if m.isClosed() || !m.up || !m.frames.room() {
+		return false
+	}
+	m.frames.push(0, super.Header{}, msg)
+	if !m.blocked {
+		m.notifyLocked()
+	}
+	return true
+}
+
 // awaitRoomLocked waits until a frame finds room, or no longer makes sense.
 func (m *mux) awaitRoomLocked() {
 	if m.frames.room() {

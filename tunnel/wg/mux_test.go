@@ -393,6 +393,7 @@ func (s *sinkReceiver) onFrame(uint16, []byte)    { s.frames++ }
 func (s *sinkReceiver) onBatch()                  { s.batches++ }
 func (s *sinkReceiver) onControl([]byte)          {}
 func (s *sinkReceiver) onProbe([]byte, time.Time) {}
+func (s *sinkReceiver) onBench([]byte, time.Time) {}
 
 // No frame costs an allocation, neither on its way into wireguard-go nor out
 // of it: short ones, one in parts, a super-frame.

@@ -194,9 +194,9 @@ func (m *mux) fillFrames(out *sink) {
 		}
 		if n := m.cut.Len(); n <= m.maxFrame() {
 			b := out.next(carrier.HeaderLen + n)
-			m.path.Put(b, carrier.Header{Kind: carrier.Frame, Segment: m.sending.segment}, n)
+			m.path.Put(b, m.sending.head(), n)
 			m.cut.Next(b[carrier.HeaderLen:])
-			super.ClampMSS(b[carrier.HeaderLen:], super.Ethernet, m.maxFrame(), false)
+			m.sending.clamp(b[carrier.HeaderLen:], m.maxFrame())
 		} else if !m.putParts(out, n) {
 			return
 		}
@@ -215,8 +215,9 @@ func (m *mux) putParts(out *sink, n int) bool {
 	}
 	m.whole = slices.Grow(m.whole[:0], n)[:n]
 	m.cut.Next(m.whole)
-	super.ClampMSS(m.whole, super.Ethernet, m.maxFrame(), false)
-	m.split(carrier.Frame, m.sending.segment, m.whole, m.mtu, m.place)
+	m.sending.clamp(m.whole, m.maxFrame())
+	h := m.sending.head()
+	m.split(h.Kind, h.Segment, m.whole, m.mtu, m.place)
 	return true
 }
 

@@ -22,8 +22,9 @@
 // retries where wireguard-go would go deaf.
 //
 // Probes (probe.go) every 200 ms say whether packets cross both ways; larger
-// ones how large a packet may be (pathmtu.go), and trains of them whether
-// several datagrams may leave in one call (train.go). While
+// ones how large a packet may be (pathmtu.go), trains of them whether
+// several datagrams may leave in one call (train.go), and what the path takes is
+// measured by trains when somebody asks (measure.go). While
 // they do not, the newest packet of each flow is held, and leaves first when
 // they do again. Nothing is ever sent around the link. Package quality makes of
 // the same probes how good the link is, each direction apart.
@@ -164,15 +165,19 @@ type Link struct {
 	dev   *device.Device
 	peer  *device.Peer
 
-	cancel  context.CancelFunc
-	tasks   sync.WaitGroup
-	closed  atomic.Bool
-	probing atomic.Bool   // the peer can be reached, as far as we know
-	edge    chan struct{} // the state changed
+	cancel    context.CancelFunc
+	tasks     sync.WaitGroup
+	closed    atomic.Bool
+	probing   atomic.Bool   // the peer can be reached, as far as we know
+	edge      chan struct{} // the state changed
+	measuring chan struct{} // holds a token while Measure runs
 
 	mu       sync.Mutex
 	prober   *prober
 	trainer  trainer
+	meter    meter       // of the peer's trains that are measured
+	measured *measureRun // our own; nil: none
+	lastRun  uint64
 	platform platform
 	pathMTU  pathMTU
 	state    State
@@ -193,7 +198,7 @@ func Open(cfg Config) (*Link, error) {
 	}
 	now := time.Now()
 	l := &Link{
-		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
 		prober: newProber(rand.Uint64(), now), state: Connecting, since: now,
 		pathMTU: newPathMTU(cfg.InnerMTU),
 	}

@@ -30,7 +30,8 @@
 //   - version is 1. A receiver drops and counts any other.
 //   - kind is 1 for an Ethernet frame (without FCS), 2 for an IP packet, 3 for a
 //     probe, 4 for a control datagram, 5 for a unit of package pack, which is
-//     only sent to who said that he takes those. Others are dropped and counted.
+//     only sent to who said that he takes those, 6 for a message of a train by
+//     which the path is measured. Others are dropped and counted.
 //   - segment is the id of the frame's segment; 0 for every other kind.
 //   - index and last describe parts. A message that fits is one part: index 0,
 //     last 0, id 0 unless it is a unit. A larger one is cut into last+1 parts (at most 16) of equal
@@ -89,6 +90,7 @@ const (
 	Probe   Kind = 3
 	Control Kind = 4
 	Unit    Kind = 5
+	Bench   Kind = 6
 )
 
 // limits returns the most parts and bytes of a message of the kind.
@@ -209,7 +211,7 @@ func (p *Path) Parse(pkt []byte) (Header, []byte, error) {
 
 func (h Header) valid() bool {
 	switch {
-	case h.Kind < Frame || h.Kind > Unit, h.Index > h.Last, h.Last >= MaxUnitParts:
+	case h.Kind < Frame || h.Kind > Bench, h.Index > h.Last, h.Last >= MaxUnitParts:
 		return false
 	case (h.Kind == Probe || h.Kind == Control) && h.Last != 0, h.Kind == IP && h.Last == 0:
 		return false
