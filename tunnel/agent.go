@@ -18,11 +18,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/conn"
 
+	"stitch/tunnel/bench/far"
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
 	"stitch/tunnel/divert"
@@ -132,7 +134,7 @@ func (a *Agent) RunStream(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	status := func(context.Context) control.Status { return streamStatus(p.Stats()) }
 	flows := func() json.RawMessage { return control.Raw(p.Flows(maxFlows)) }
-	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Flows: flows, Seed: seeder(p)}, p.Prove, p)
+	return a.serve(ctx, control.Config{Path: control.StreamSocket, Status: status, Flows: flows, Seed: seeder(p), Bench: bencher(p)}, p.Prove, p)
 }
 
 // maxFlows bounds the answer to `stitch flows`: about 3 MB.
@@ -142,6 +144,19 @@ const maxFlows = 10_000
 func seeder(p *stream.Proxy) control.SeedFunc {
 	return func(ctx context.Context, r control.SeedRequest, report func(control.SeedProgress)) error {
 		return p.Seed(ctx, r.Peer, r.Domain, r.Files, func(s stream.SeedProgress) { report(control.SeedProgress(s)) })
+	}
+}
+
+// bencher is what the control socket calls to open a stream to be measured.
+func bencher(p *stream.Proxy) control.BenchFunc {
+	return func(ctx context.Context, peer, service string, accept func(control.BenchLink) (*net.UnixConn, error)) error {
+		s, err := far.Parse(service)
+		if err != nil {
+			return err
+		}
+		return p.Bench(ctx, peer, s, func(l stream.Link) (*net.UnixConn, error) {
+			return accept(control.BenchLink{Device: l.Device, Local: l.Local.String(), Remote: l.Remote.String()})
+		})
 	}
 }
 

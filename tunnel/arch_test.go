@@ -37,12 +37,13 @@ var imports = map[string][]string{
 	"stitch/tunnel/stream/block":           {"stitch/compress", "stitch/dedupe"},
 	"stitch/tunnel/stream/block/blocktest": {"stitch/dedupe", "stitch/tunnel/stream/block"},
 	"stitch/tunnel/estimate":               {"stitch/dedupe", "stitch/tunnel/stream/block"},
-	"stitch/tunnel/stream":                 {"stitch/dedupe", "stitch/tunnel/config", "stitch/tunnel/divert", "stitch/tunnel/netdev", "stitch/tunnel/stream/block"},
+	"stitch/tunnel/stream":                 {"stitch/dedupe", "stitch/tunnel/bench/far", "stitch/tunnel/config", "stitch/tunnel/divert", "stitch/tunnel/netdev", "stitch/tunnel/stream/block"},
 	"stitch/tunnel/stream/streamtest":      {"stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/netdevtest", "stitch/tunnel/stream"},
 	"stitch/tunnel/lab":                    {"stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/wan", "stitch/tunnel/wg"},
-	"stitch/tunnel/bench":                  {"stitch/tunnel/control", "stitch/tunnel/lab"},
+	"stitch/tunnel/bench/far":              {},
+	"stitch/tunnel/bench":                  {"stitch/tunnel/bench/far", "stitch/tunnel/control", "stitch/tunnel/lab", "stitch/tunnel/wan"},
 	"stitch/tunnel": {
-		"stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/divert", "stitch/tunnel/dns", "stitch/tunnel/ether", "stitch/tunnel/netdev", "stitch/tunnel/netdev/super",
+		"stitch/tunnel/bench/far", "stitch/tunnel/config", "stitch/tunnel/control", "stitch/tunnel/divert", "stitch/tunnel/dns", "stitch/tunnel/ether", "stitch/tunnel/netdev", "stitch/tunnel/netdev/super",
 		"stitch/tunnel/redirect", "stitch/tunnel/stream", "stitch/tunnel/wg",
 	},
 	"stitch/cmd/stitch": {

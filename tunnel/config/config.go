@@ -301,7 +301,8 @@ const (
 	RulePriority = 5300
 	// InterceptPort is the transparent listener's TCP port.
 	InterceptPort = 5301
-	// StreamPort is the TCP port on the link address for inter-agent connections.
+	// StreamPort is the TCP port on the link address for inter-agent connections,
+	// and the UDP port for packets that a benchmark counts.
 	StreamPort = 5302
 	// HoldDevice is the TUN of the stream process that held SYNs pass through.
 	HoldDevice = "st-hold"

@@ -68,7 +68,7 @@
 // segment is stretched to that peer to our prefixes, also before the peer's
 // claim has arrived (it could claim them anyway); never another address of ours
 // as source. Link addresses exist on their link only, and of our own ports there
-// only config.StreamPort. Everything else on this host is left alone: the chains
+// only config.StreamPort (TCP, and UDP for what a benchmark counts). Everything else on this host is left alone: the chains
 // accept, and only routes and rules with protocol 153 are ever removed.
 //
 // Guard routes ("unreachable", metric 4000000) stand behind every route into a

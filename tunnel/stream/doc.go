@@ -98,6 +98,8 @@
 //	 34   PLANT    dialler     index into the last OFFER 2; then unsigned varints: both heads of the
 //	                           history, and for each stretch its distance below the first head and length
 //	 35   PLANTED  listener    1: 1 planted, 0 not: the file here has changed
+//	 36   BENCH    dialler     window 4, service 1 (package far): in the place of OPEN, and answered with
+//	                           OPENED or REFUSED
 //
 // A type that is not listed, a body longer or shorter than its type allows, or
 // a frame out of its turn ends the connection, and with it the stream, by
@@ -117,7 +119,7 @@
 // this peer is a REJECT, and is said in the status of both sides; nothing that
 // follows is sent, so nothing can be misread. Features: bit 0, SEED
 // frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package
-// block); bit 3, OPEN with a segment.
+// block); bit 3, OPEN with a segment; bit 4, BENCH.
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME
@@ -146,6 +148,16 @@
 // (PLANT), and the peer puts the same bytes, from its own file, into its mirror.
 // Both read the piece again and hold it against the digest first. From then on
 // they are like bytes that have crossed.
+//
+// # Being measured
+//
+// A peer may ask for a stream to a service in the agent itself instead of to a
+// server (BENCH, package far): one that takes bytes, one that sends them back, one
+// that counts datagrams on the link. It is carried as any other stream, with a
+// history of its own that both sides begin empty and drop at its end, 128 MiB per
+// direction at most. An agent serves one that takes bytes at a time and four
+// others, each for five minutes at most; services read what is sent and answer
+// it, and have no other effect.
 //
 // # Domains, and what sizes tell
 //

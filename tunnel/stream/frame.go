@@ -38,6 +38,7 @@ const (
 	frameHave    frameType = 33
 	framePlant   frameType = 34
 	framePlanted frameType = 35
+	frameBench   frameType = 36
 )
 
 const (
@@ -95,6 +96,8 @@ func bodyBounds(t frameType) (lo, hi int, ok bool) {
 		return 2, maxPlanting, true
 	case framePlanted:
 		return 1, 1, true
+	case frameBench:
+		return 5, 5, true
 	}
 	return 0, 0, false
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"stitch/dedupe"
+	"stitch/tunnel/bench/far"
 	"stitch/tunnel/config"
 	"stitch/tunnel/stream/block"
 )
@@ -93,6 +94,7 @@ func TestGoldenFrames(t *testing.T) {
 	golden(t, "have", appendFrame(nil, frameHave, []byte{byte(pieceKnown), byte(piecePlanted)}))
 	golden(t, "plant", appendFrame(nil, framePlant, testPlanting().append(nil)))
 	golden(t, "planted", appendFrame(nil, framePlanted, []byte{1}))
+	golden(t, "bench", appendFrame(nil, frameBench, benchRequest{startWindow, far.Echo}.append(nil)))
 	golden(t, "opened", appendOpened(nil, minWindow))
 	golden(t, "refused", appendFrame(nil, frameRefused, []byte{byte(HostUnreachable)}))
 	golden(t, "credit", appendCount(nil, frameCredit, 1<<40+5))
@@ -373,4 +375,23 @@ func FuzzFrame(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestBenchRequest: a request for a service that does not exist is no frame, and a
+// peer that did not offer to be measured is not asked.
+func TestBenchRequest(t *testing.T) {
+	for s := range 256 {
+		r := benchRequest{Window: 1 << 20, Service: far.Service(s)}
+		got, err := parseBench(r.append(nil))
+		if known := far.Service(s).String() != ""; known != (err == nil) || known && got != r {
+			t.Errorf("service %d: %+v, %v", s, got, err)
+		}
+	}
+	if _, err := parseBench([]byte{0, 0, 0, 1}); !errors.Is(err, errFrame) {
+		t.Errorf("too short: %v", err)
+	}
+	old := &peerConn{domain: &domain{q: &peer{link: Link{Peer: "dc2"}}}, terms: terms{Features: ourFeatures &^ featureBench}}
+	if _, err := old.requestBench(far.Sink); !errors.Is(err, ErrBench) || !strings.Contains(err.Error(), "release of dc2") {
+		t.Errorf("an older peer: %v", err)
+	}
 }

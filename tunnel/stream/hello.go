@@ -44,8 +44,10 @@ const (
 	featureTables
 	// featureSegment: connections between hosts of a segment are split.
 	featureSegment
+	// featureBench: the agent serves benchmarks of its peer.
+	featureBench
 
-	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment
+	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment | featureBench
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.

@@ -134,6 +134,16 @@ func (Linux) DialPeer(ctx context.Context, l Link, port uint16) (Conn, error) {
 	return newTCP(c.(*net.TCPConn))
 }
 
+// CountPeer implements Net.
+func (Linux) CountPeer(l Link) (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: control(device(l.Device))}
+	c, err := lc.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(l.Local, streamPort).String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}
+
 // Pass implements Net: a raw socket bound to the link's device, so the packet
 // can go nowhere else.
 func (Linux) Pass(l Link, packet []byte) error {

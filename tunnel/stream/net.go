@@ -36,6 +36,9 @@ type Net interface {
 	// to it. Both are bound to the link's device.
 	ListenPeer(l Link, port uint16) (Listener, error)
 	DialPeer(ctx context.Context, l Link, port uint16) (Conn, error)
+	// CountPeer opens a UDP socket on the link, port config.StreamPort, for
+	// datagrams of the peer that are counted.
+	CountPeer(l Link) (*net.UDPConn, error)
 	// OpenHold opens the private TUN that held SYNs come through.
 	OpenHold() (netdev.Device, error)
 	// Pass sends an IP packet into the link as it is. It borrows packet.

@@ -56,15 +56,16 @@ type Config struct {
 
 // Proxy is one site's stream plane. Its methods are safe for concurrent use.
 type Proxy struct {
-	cfg    Config
-	log    *slog.Logger
-	policy *policy
-	peers  []*peer
-	byName map[string]*peer
-	gate   gate
-	bursts bursts
-	tasks  sync.WaitGroup
-	split  splitFlows
+	cfg     Config
+	log     *slog.Logger
+	policy  *policy
+	peers   []*peer
+	byName  map[string]*peer
+	gate    gate
+	bursts  bursts
+	benches benches
+	tasks   sync.WaitGroup
+	split   splitFlows
 
 	passedFrames passedFrames
 
@@ -112,7 +113,7 @@ func New(cfg Config) (*Proxy, error) {
 			cfg.Log.Warn("few descriptors, so few connections are optimised at a time: raise the limit (systemd: LimitNOFILE=)", "streams", cfg.MaxStreams, "descriptors", room)
 		}
 	}
-	p := &Proxy{gate: gate{max: cfg.MaxStreams}, cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
+	p := &Proxy{gate: gate{max: cfg.MaxStreams}, benches: newBenches(), cfg: cfg, log: cfg.Log, policy: newPolicy(cfg.Cfg), byName: make(map[string]*peer), table: newHoldTable[*opened]()}
 	for _, l := range cfg.Links {
 		if p.byName[l.Peer] != nil || l.Peer == cfg.Site {
 			return nil, errors.Join(fmt.Errorf("stream: peer %q has two links or our own name", l.Peer), p.Close())

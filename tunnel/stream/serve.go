@@ -105,17 +105,20 @@ func (q *peer) serve(ctx context.Context, c Conn) {
 	}
 }
 
-// serveOpen waits for OPEN, connects and relays; or serves a seed.
+// serveOpen waits for OPEN, connects and relays; or serves a seed or a benchmark.
 func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if err := pc.await(); err != nil {
 		return err
 	}
-	typ, body, err := pc.expect(openTimeout, frameOpen, frameOffer)
+	typ, body, err := pc.expect(openTimeout, frameOpen, frameOffer, frameBench)
 	if err != nil {
 		return err
 	}
-	if typ == frameOffer {
+	switch typ {
+	case frameOffer:
 		return q.serveSeed(pc, body)
+	case frameBench:
+		return q.serveBench(ctx, pc, body)
 	}
 	o, err := parseOpen(body)
 	if err != nil {

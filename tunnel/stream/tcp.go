@@ -64,9 +64,14 @@ func (c *tcpConn) Finish() error {
 
 // Wait implements Conn.
 func (c *tcpConn) Wait() error {
+	return waitReadable(c.raw)
+}
+
+// waitReadable blocks until a read of a socket would not.
+func waitReadable(raw syscall.RawConn) error {
 	var peek error
 	var one [1]byte
-	err := c.raw.Read(func(fd uintptr) bool {
+	err := raw.Read(func(fd uintptr) bool {
 		for {
 			_, _, peek = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 			if peek != unix.EINTR {
@@ -75,6 +80,14 @@ func (c *tcpConn) Wait() error {
 		}
 	})
 	return cmpErr(err, wrap("read", peek))
+}
+
+// outQueue returns how many bytes of a socket its other end has not taken.
+func outQueue(raw syscall.RawConn) (n int, err error) {
+	if e := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil {
+		return 0, e
+	}
+	return n, wrap("SIOCOUTQ", err)
 }
 
 // AtMark implements Conn.
@@ -106,12 +119,9 @@ func (c *tcpConn) Unacked() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	var n int
-	if e := c.raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); e != nil {
-		return 0, e
-	}
+	n, err := outQueue(c.raw)
 	if err != nil {
-		return 0, wrap("SIOCOUTQ", err)
+		return 0, err
 	}
 	if info.State == tcpClosed && (n > 0 || !c.sentFIN.Load()) { // else both FINs are through
 		return 0, fmt.Errorf("write: %w", unix.ECONNRESET)

@@ -243,6 +243,9 @@ func (n *Net) DialPeer(ctx context.Context, l stream.Link, port uint16) (stream.
 	return n.keep(ours), nil
 }
 
+// CountPeer implements stream.Net: there are no datagrams in memory.
+func (n *Net) CountPeer(stream.Link) (*net.UDPConn, error) { return nil, errors.ErrUnsupported }
+
 // Pass implements stream.Net: the SYN goes to the server as a packet.
 func (n *Net) Pass(_ stream.Link, packet []byte) error {
 	k, ok := flowOf(packet)
