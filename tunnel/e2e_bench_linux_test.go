@@ -13,7 +13,7 @@ func TestE2EBench(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: network namespaces")
 	}
-	r, err := bench.Run(t.Context(), bench.Config{
+	r, err := bench.RunLab(t.Context(), bench.Config{
 		Rate: 50e6, RTT: 10 * time.Millisecond, Length: time.Second, Limit: "48mbit",
 		VM: bench.VM{Memory: 1 << 20, Downtime: time.Second}, Stitch: programPath(t), Progress: func(what string) { t.Log(what) },
 	})
@@ -39,6 +39,17 @@ func TestE2EBench(t *testing.T) {
 	}
 	if random, typical, again := wan[bench.Stitch+", "+bench.Random], wan[bench.Stitch+", "+bench.Typical], wan[bench.Stitch+", "+bench.Repeated]; random < 50e6/8 || typical > random/2 || again > typical/5 {
 		t.Errorf("stitch: %d bytes on the WAN for incompressible data, %d for typical, %d for the same again", random, typical, again)
+	}
+	if len(r.Packets) != 3 { // plain layer 3, and both layers of stitch
+		t.Errorf("packet rates: %+v", r.Packets)
+	}
+	for _, p := range r.Packets {
+		if p.Rate <= 0 || p.Rate > 50e6*1.05/8/512 {
+			t.Errorf("more packets than the WAN takes, or none: %+v", p)
+		}
+	}
+	if p := r.Path; p == nil || p.Rate <= 0 || p.Rate > 50e6*1.05 || p.Received > p.Sent || p.WAN < p.Sent*1000 {
+		t.Errorf("path: %+v", p)
 	}
 	if len(r.Latencies) != 8 {
 		t.Errorf("%d latencies", len(r.Latencies))

@@ -13,6 +13,7 @@ const pageSize = 4096
 // sources opens the data to send.
 type sources struct {
 	amount int64
+	most   int64  // of what is to be sent again; 0: no limit
 	file   []byte // nil: data is made
 	opened uint64
 }
@@ -34,6 +35,12 @@ func newSources(cfg Config) (*sources, error) {
 	return s, err
 }
 
+// bound limits the data that is to be sent again.
+func (s *sources) bound(n int64) {
+	s.most = n
+	s.file = s.file[:min(int64(len(s.file)), n)]
+}
+
 // open returns data of a kind from its beginning: Typical and Repeated are the
 // same, Random is never the same.
 func (s *sources) open(kind string) io.Reader {
@@ -44,7 +51,11 @@ func (s *sources) open(kind string) io.Reader {
 	case s.file != nil:
 		return bytes.NewReader(s.file)
 	}
-	return io.LimitReader(newPages(), s.amount)
+	n := s.amount
+	if s.most > 0 {
+		n = min(n, s.most)
+	}
+	return io.LimitReader(newPages(), n)
 }
 
 // random is data that no codec makes smaller.

@@ -1,6 +1,9 @@
 package bench
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // VM is a virtual machine that is to be moved while it runs.
 type VM struct {
@@ -39,4 +42,12 @@ func (v VM) Forecast(rate float64) Forecast {
 		left = min(took*float64(v.Dirty), float64(v.Memory))
 	}
 	return Forecast{Rounds: maxRounds}
+}
+
+// String says it in words.
+func (f Forecast) String() string {
+	if !f.Converges {
+		return "never ends: it writes faster than the path takes"
+	}
+	return fmt.Sprintf("%v in %d rounds", f.Total.Round(time.Second), f.Rounds)
 }

@@ -4,91 +4,90 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net"
+	"net/netip"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"stitch/tunnel/bench/far"
 	"stitch/tunnel/control"
 	"stitch/tunnel/lab"
 )
 
 const (
-	// sender and receiver are the lab's hosts, and where the receiver listens:
-	// ports that the lab's rules optimise.
+	// sender and receiver are the lab's hosts. segmentAddr is that of a host
+	// on the same segment as s1, at the other site.
 	sender, receiver = "h1", "h2"
 	receiverAddr     = "10.2.0.10"
-	sinkPort         = 4000
-	echoPort         = 4001
-	// packetPort is in none of the rules: what goes there crosses as packets.
-	packetPort = 3901
-	// messageSize and messageEvery are those of the small connection.
-	messageSize  = 64
-	messageEvery = 20 * time.Millisecond
+	segmentAddr      = "10.1.0.12"
 	// streamsWait bounds the wait for the agents' streams.
 	streamsWait = 15 * time.Second
 )
 
 // hosts are the two ends of the transfers.
 type hosts struct {
-	l        *lab.Lab
-	sink     net.Listener
-	echoes   []net.Listener
-	got      chan arrived
-	received atomic.Int64 // of the current transfer
-	incoming atomic.Pointer[net.TCPConn]
-}
-
-// arrived is what the receiver had of a connection.
-type arrived struct {
-	n   int64
-	err error
+	l         *lab.Lab
+	listeners []net.Listener
 }
 
 func newHosts(l *lab.Lab) (*hosts, error) {
-	h := &hosts{l: l, got: make(chan arrived, 1)}
-	ns, err := l.Namespace(receiver)
-	if err != nil {
-		return nil, err
-	}
-	err = ns.Do(func() (err error) {
-		h.sink, err = net.Listen("tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(sinkPort)))
-		for _, port := range []int{echoPort, packetPort} {
-			if err == nil {
-				var l net.Listener
-				l, err = net.Listen("tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(port)))
-				h.echoes = append(h.echoes, l)
-			}
+	h := &hosts{l: l}
+	for _, x := range []struct {
+		host, addr string
+		service    far.Service
+		port       func(far.Service) string
+	}{
+		{receiver, receiverAddr, far.Sink, port}, {receiver, receiverAddr, far.Echo, port}, {receiver, receiverAddr, far.Packets, port},
+		{receiver, receiverAddr, far.Echo, unruled}, {"s2", segmentAddr, far.Packets, port},
+	} {
+		if err := h.serve(x.host, x.addr, x.port(x.service), x.service); err != nil {
+			h.close()
+			return nil, err
 		}
-		return err
-	})
-	if err != nil {
-		h.close()
-		return nil, err
 	}
-	for _, l := range h.echoes {
-		go serve(l, func(c net.Conn) { _, _ = io.Copy(c, c) })
-	}
-	go serve(h.sink, func(c net.Conn) {
-		h.incoming.Store(c.(*net.TCPConn))
-		n, err := io.Copy(counter{&h.received}, c)
-		h.got <- arrived{n, err}
-	})
 	return h, nil
 }
 
-func (h *hosts) close() {
-	for _, l := range append(h.echoes, h.sink) {
-		if l != nil {
-			_ = l.Close()
+// serve serves s at an address of a host until close.
+func (h *hosts) serve(host, addr, port string, s far.Service) error {
+	ns, err := h.l.Namespace(host)
+	if err != nil {
+		return err
+	}
+	var l net.Listener
+	if err := ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(addr, port))
+		return err
+	}); err != nil {
+		return err
+	}
+	h.listeners = append(h.listeners, l)
+	go serve(l, func(c net.Conn) {
+		socket := func() (u *net.UDPConn, from netip.Addr, err error) {
+			err = ns.Do(func() error {
+				u, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(addr)})
+				return err
+			})
+			return u, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), err
 		}
+		_ = far.Serve(s, c, socket) // the client sees what became of it
+	})
+	return nil
+}
+
+// port is where a service is: ports that the lab's rules optimise.
+func port(s far.Service) string { return strconv.Itoa(4000 + int(s)) }
+
+// unruled is where a service is that no rule is about.
+func unruled(s far.Service) string { return strconv.Itoa(3900 + int(s)) }
+
+func (h *hosts) close() {
+	for _, l := range h.listeners {
+		_ = l.Close()
 	}
 }
 
@@ -106,12 +105,60 @@ func serve(l net.Listener, f func(net.Conn)) {
 	}
 }
 
-// counter counts what is written.
-type counter struct{ n *atomic.Int64 }
+// wan is what both edges have put on the wire.
+func (h *hosts) wan(ctx context.Context) (uint64, error) {
+	t, err := h.l.WAN().Counters(ctx)
+	return t.Bytes(), err
+}
 
-func (c counter) Write(b []byte) (int, error) {
-	c.n.Add(int64(len(b)))
-	return len(b), nil
+// via is the way of the hosts' connections with a congestion control.
+type via struct {
+	*hosts
+	congestion string
+	port       func(far.Service) string
+	stitch     bool
+}
+
+// open implements ends.
+func (v via) open(ctx context.Context, s far.Service) (conn, error) {
+	c, err := v.dial(ctx, sender, receiverAddr, v.port(s))
+	if err != nil {
+		return nil, err
+	}
+	if err := setCongestion(c, v.congestion); err != nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("congestion control %s: %w", v.congestion, err)
+	}
+	return c, nil
+}
+
+// packets implements ends.
+func (v via) packets() ends {
+	if !v.stitch {
+		return nil
+	}
+	return via{v.hosts, v.congestion, unruled, true}
+}
+
+// once implements ends: the agents' history outlives a connection.
+func (via) once() bool { return false }
+
+// counted counts packets from one host to another.
+func (h *hosts) counted(from, addr string) counted {
+	return counted{
+		service: func(ctx context.Context) (conn, error) { return h.dial(ctx, from, addr, port(far.Packets)) },
+		dial: func(_ context.Context, port uint16) (c net.Conn, err error) {
+			ns, err := h.l.Namespace(from)
+			if err != nil {
+				return nil, err
+			}
+			err = ns.Do(func() error {
+				c, err = net.Dial("udp4", net.JoinHostPort(addr, strconv.Itoa(int(port))))
+				return err
+			})
+			return c, err
+		},
+	}
 }
 
 // waitStreams waits until the agents have connections to each other ready; until
@@ -138,27 +185,22 @@ func ready(streams json.RawMessage) bool {
 	return json.Unmarshal(streams, &s) == nil && len(s.Peers) == 1 && s.Peers[0].Ready > 0
 }
 
-// dial connects from the sender with a congestion control.
-func (h *hosts) dial(ctx context.Context, port int, congestion string) (*net.TCPConn, error) {
-	ns, err := h.l.Namespace(sender)
+// dial connects from a host.
+func (h *hosts) dial(ctx context.Context, from, addr, port string) (*net.TCPConn, error) {
+	ns, err := h.l.Namespace(from)
 	if err != nil {
 		return nil, err
 	}
 	d := net.Dialer{Timeout: 30 * time.Second}
 	var c net.Conn
 	err = ns.Do(func() (err error) {
-		c, err = d.DialContext(ctx, "tcp", net.JoinHostPort(receiverAddr, strconv.Itoa(port)))
+		c, err = d.DialContext(ctx, "tcp", net.JoinHostPort(addr, port))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	tcp := c.(*net.TCPConn)
-	if err := setCongestion(tcp, congestion); err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("congestion control %s: %w", congestion, err)
-	}
-	return tcp, nil
+	return c.(*net.TCPConn), nil
 }
 
 // setCongestion chooses a connection's congestion control; before it connects the
@@ -174,87 +216,4 @@ func setCongestion(c *net.TCPConn, name string) (err error) {
 		return e
 	}
 	return err
-}
-
-// transfer sends data through one connection, and gives up after limit.
-func (h *hosts) transfer(ctx context.Context, congestion string, data io.Reader, limit time.Duration) (Transfer, error) {
-	h.received.Store(0)
-	start := time.Now()
-	c, err := h.dial(ctx, sinkPort, congestion)
-	if err != nil {
-		return Transfer{}, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() {
-		_ = c.SetLinger(0) // a reset: nothing more is wanted
-		_ = c.Close()
-	})
-	defer stop()
-	sent, err := io.Copy(c, data)
-	if err == nil {
-		err = c.CloseWrite()
-	}
-	var end arrived
-	select {
-	case end = <-h.got:
-	case <-ctx.Done():
-		n, took := h.received.Load(), time.Since(start)
-		_ = h.incoming.Load().Close() // the reset may get lost
-		<-h.got
-		return Transfer{Bytes: n, Seconds: took.Seconds()}, ctxError(ctx)
-	}
-	took := time.Since(start)
-	_ = c.Close()
-	switch {
-	case err != nil || end.err != nil:
-		return Transfer{}, fmt.Errorf("transfer: %w", errors.Join(err, end.err))
-	case end.n != sent:
-		return Transfer{}, fmt.Errorf("transfer: %d of %d bytes arrived", end.n, sent)
-	}
-	return Transfer{Bytes: end.n, Seconds: took.Seconds(), Finished: true}, nil
-}
-
-// ctxError is nil if only the time ran out.
-func ctxError(ctx context.Context) error {
-	if err := ctx.Err(); !errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return nil
-}
-
-// delays are round trips of small messages, sorted.
-type delays []time.Duration
-
-// latency sends small messages to a port and times the answers.
-func (h *hosts) latency(ctx context.Context, port int, congestion string, length time.Duration) (delays, error) {
-	c, err := h.dial(ctx, port, congestion)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	var all delays
-	b := make([]byte, messageSize)
-	for end := time.Now().Add(length); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(messageEvery) {
-		start := time.Now()
-		_ = c.SetDeadline(start.Add(time.Minute))
-		if _, err := c.Write(b); err != nil {
-			return nil, err
-		}
-		if _, err := io.ReadFull(c, b); err != nil {
-			return nil, err
-		}
-		all = append(all, time.Since(start))
-	}
-	slices.Sort(all)
-	return all, ctx.Err()
-}
-
-// of is the report on delays.
-func (d delays) of(carrier string, busy bool) Latency {
-	l := Latency{Carrier: carrier, Busy: busy, N: len(d)}
-	if len(d) > 0 {
-		l.P50, l.P99, l.Max = d[len(d)/2], d[len(d)*99/100], d[len(d)-1]
-	}
-	return l
 }
