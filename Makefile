@@ -7,7 +7,7 @@ BENCH ?= .
 RELEASE ?= $(shell git describe --always --dirty 2>/dev/null)
 SOURCES = cmd tunnel compress dedupe scripts
 # Packages whose goroutines share state, for the race detector.
-RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control dns ether redirect stream/... wan wg/...)
+RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control divert dns ether redirect stream/... wan wg/...)
 # Packages that can rewrite their golden files.
 GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
 

@@ -256,7 +256,7 @@ func overHTTP(t *testing.T, l *lab.Lab, port int) {
 	}
 	first, again := costs(t, l, fetch), costs(t, l, fetch)
 	t.Logf("%d bytes took %d on the WAN, %d again", len(data), first, again)
-	if stream := port < 6000; stream != (again < first/10) || stream != (first < uint64(len(data))) {
+	if stream := port < 6000; stream != (again < first/10) || stream && first >= uint64(len(data)) {
 		t.Errorf("%d bytes took %d on the WAN, then %d", len(data), first, again)
 	}
 }

@@ -63,7 +63,7 @@ func benchMeasured(t *testing.T, l *lab.Lab) {
 	if sigma := math.Sqrt(loss * (1 - loss) / float64(p.Sent)); p.Sent < 200 || math.Abs(p.Loss()-loss) > 4*sigma {
 		t.Errorf("%d of %d lost, the path loses %g", p.Sent-p.Received, p.Sent, loss)
 	}
-	if p.Rate > rate*1.05 || p.Rate <= 0 || p.Idle.N == 0 || p.Idle.Min < 20*time.Millisecond {
+	if p.Rate > rate*1.05 || p.Rate <= 0 || p.Idle.N == 0 || p.Idle.Min < 18*time.Millisecond {
 		t.Errorf("path: %+v", p)
 	}
 	for _, x := range r.Packets {
