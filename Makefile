@@ -21,7 +21,7 @@ build: ## make build/stitch, one static program
 
 test: setup-test check build ## set up, check, run all tests and the race detector (sudo: end to end too)
 	@[ "$$(id -u)" = 0 ] || echo 'not root: the end-to-end tests are skipped, `sudo make test` runs them'
-	go test -count=1 -shuffle=on -p 1 -timeout 20m ./...
+	go test -count=1 -shuffle=on -p 1 -timeout 30m ./...
 	@$(MAKE) --no-print-directory race
 
 setup-test setup-demo setup-codec setup-corpus setup-versus: setup-%: ## install what the tests, the demo, codec-bench, the corpus or versus need
