@@ -23,6 +23,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
+	"stitch/tunnel/netdev/netdevtest"
 )
 
 // twoSpaces are two network namespaces joined by a veth pair, 192.0.2.1 and
@@ -258,7 +259,7 @@ func TestTwoLinksInNamespaces(t *testing.T) {
 	}
 	s.inside(t, 0, func() error {
 		cfg := a.cfg
-		cfg.Bind = nil
+		cfg.Bind, cfg.TUN = nil, netdevtest.NewFake("second", 128) // a device is one link's
 		if _, err := Open(cfg); !errors.Is(err, syscall.EADDRINUSE) {
 			t.Errorf("a second link on one port: %v", err)
 		}

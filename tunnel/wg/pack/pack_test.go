@@ -440,7 +440,7 @@ func TestHostile(t *testing.T) {
 				t.Errorf("a bomb claimed %s: %d bytes, %v", name, len(u.Packet), err)
 			}
 		})
-		if allocs > 10 { // of errors
+		if allocs > 20 { // of errors; the race detector makes some of its own
 			t.Errorf("a bomb claimed %s: %v allocations", name, allocs)
 		}
 	}
