@@ -11,7 +11,7 @@ RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control di
 # Packages that can rewrite their golden files.
 GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
 
-.PHONY: help build test setup-test setup-demo setup-codec setup-corpus setup-versus check race demo corpus codec-bench packets versus fuzz bench golden clean
+.PHONY: help build test setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus check race demo corpus codec-bench packets versus fuzz bench golden clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -24,7 +24,7 @@ test: setup-test check build ## set up, check, run all tests and the race detect
 	go test -count=1 -shuffle=on -p 1 -timeout 30m ./...
 	@$(MAKE) --no-print-directory race
 
-setup-test setup-demo setup-codec setup-corpus setup-versus: setup-%: ## install what the tests, the demo, codec-bench, the corpus or versus need
+setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus: setup-%: ## install what the tests, the demo, codec-bench, the corpus, packets or versus need
 	scripts/setup $*
 
 check: ## gofmt and vet
@@ -47,7 +47,7 @@ codec-bench: setup-codec ## hold the codec against zstd on the data in build/cor
 	go build -trimpath -buildvcs=false -o build/stitch-codec ./scripts/codec
 	build/stitch-codec -json build/codec.json
 
-packets: ## packets through stitch, wireguard-go, VXLAN and OpenVPN, in one run (sudo)
+packets: setup-packets ## packets through stitch, wireguard-go, VXLAN and OpenVPN, in one run (sudo)
 	go build -trimpath -buildvcs=false -o build/stitch-packets ./scripts/packets
 	build/stitch-packets -json build/packets.json
 
