@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"strings"
 	"testing"
@@ -13,27 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stitch/scripts/traffic"
 	"stitch/tunnel/lab"
 	"stitch/tunnel/wg"
 )
-
-// logLines is data that compresses to about a fifth.
-func logLines(n int) []byte {
-	rng := rand.New(rand.NewPCG(1, 2))
-	var b []byte
-	for len(b) < n {
-		b = fmt.Appendf(b, "192.0.2.%d - - [26/Nov/2026:%02d:%02d:%02d +0000] \"GET /static/%x HTTP/1.1\" 200 %d\n",
-			rng.IntN(256), rng.IntN(24), rng.IntN(60), rng.IntN(60), rng.Uint32(), rng.IntN(100000))
-	}
-	return b[:n]
-}
-
-// randomBytes is data that does not compress.
-func randomBytes(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
-	return b
-}
 
 // across sends data over TCP from one host to another, checks what arrives and
 // returns the bytes on the WAN. At most pace bytes a second are sent; 0: any.
@@ -114,7 +96,7 @@ func TestE2EPack(t *testing.T) {
 	on := world(t, wan)
 	eventually(t, 10*time.Second, "the peer takes units", func() bool { return packStats(t, on, "e1").Pack.Peer })
 	for _, p := range packPaths {
-		got := across(t, on, p.from, p.to, p.addr, logLines(n), 0)
+		got := across(t, on, p.from, p.to, p.addr, traffic.Log(n), 0)
 		t.Logf("%s: %d bytes of text in %d on the WAN", p.name, n, got)
 		if got > uint64(n)/2 {
 			t.Errorf("%s: %d bytes of text took %d on the WAN, want half at most", p.name, n, got)
@@ -124,7 +106,7 @@ func TestE2EPack(t *testing.T) {
 	if before.Pack.Units == 0 || packStats(t, on, "e2").Pack.Received == 0 {
 		t.Errorf("no units: %+v", before.Pack)
 	}
-	random := across(t, on, "h1", "h2", "10.2.0.10:7001", randomBytes(n), 4e6)
+	random := across(t, on, "h1", "h2", "10.2.0.10:7001", traffic.Noise(n), 4e6)
 	after := packStats(t, on, "e1")
 	t.Logf("%+v, drops %+v, reassembly %+v", after.Pack, after.Drops, packStats(t, on, "e2").Reassembly)
 	if after.Pack.Encrypted == before.Pack.Encrypted || after.Pack.Units != before.Pack.Units {
@@ -133,8 +115,8 @@ func TestE2EPack(t *testing.T) {
 
 	wan.Edit = packOff
 	off := world(t, wan)
-	text := across(t, off, "h1", "h2", "10.2.0.10:7001", logLines(n), 0)
-	plain := across(t, off, "h1", "h2", "10.2.0.10:7001", randomBytes(n), 4e6)
+	text := across(t, off, "h1", "h2", "10.2.0.10:7001", traffic.Log(n), 0)
+	plain := across(t, off, "h1", "h2", "10.2.0.10:7001", traffic.Noise(n), 4e6)
 	if text < uint64(n) {
 		t.Errorf("off, %d bytes of text took %d on the WAN: who saved them?", n, text)
 	}
@@ -157,7 +139,7 @@ func TestE2EPackLoss(t *testing.T) {
 	l := world(t, lab.Options{Rate: 100e6, RTT: 10 * time.Millisecond, Loss: 0.01})
 	eventually(t, 20*time.Second, "the peer takes units", func() bool { return packStats(t, l, "e1").Pack.Peer })
 	for _, p := range packPaths {
-		across(t, l, p.from, p.to, p.addr, logLines(4<<20), 0)
+		across(t, l, p.from, p.to, p.addr, traffic.Log(4<<20), 0)
 	}
 	s := packStats(t, l, "e1")
 	if s.Pack.Units == 0 {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"stitch/scripts/traffic"
 	"stitch/tunnel/lab"
 )
 
@@ -41,7 +42,7 @@ func (t *tunnel) apply(ctx context.Context, load string, length time.Duration) (
 	var s sample
 	var err error
 	if kind == "tcp" {
-		s, err = t.tcp(n, length, noise(128<<10))
+		s, err = t.tcp(n, length, traffic.Noise(128<<10))
 	} else {
 		s, err = t.udp(n, length)
 	}

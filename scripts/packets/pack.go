@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"text/tabwriter"
 	"time"
 
+	"stitch/scripts/traffic"
 	"stitch/tunnel/lab"
 )
 
@@ -84,7 +84,7 @@ func (f *fleet) pack(ctx context.Context, o options, p path, stitch string, w io
 	for _, data := range []struct {
 		name  string
 		bytes []byte
-	}{{"text", text(8 << 20)}, {"random", noise(8 << 20)}} {
+	}{{"text", traffic.Log(8 << 20)}, {"random", traffic.Noise(8 << 20)}} {
 		figures := map[string][3][]float64{}
 		for range o.rounds {
 			for _, t := range f.tunnels {
@@ -125,22 +125,4 @@ func (t *tunnel) wire() (n int64) {
 		})
 	}
 	return n
-}
-
-// text is data like a log's, which compresses to about a quarter.
-func text(n int) []byte {
-	rng := rand.New(rand.NewPCG(1, 1))
-	var b []byte
-	for len(b) < n {
-		b = fmt.Appendf(b, "192.0.2.%d - - [26/Nov/2026:%02d:%02d:%02d +0000] \"GET /static/%x HTTP/1.1\" 200 %d\n",
-			rng.IntN(256), rng.IntN(24), rng.IntN(60), rng.IntN(60), rng.Uint32(), rng.IntN(100000))
-	}
-	return b[:n]
-}
-
-// noise is data that nothing compresses.
-func noise(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
-	return b
 }

@@ -136,7 +136,7 @@ func (p *Proxy) Flows(most int) FlowList {
 			return true
 		}
 		p.mu.Lock()
-		why, undecided := p.passings.why[t], c.Proto == protoTCP && p.table.Split(t)
+		why, undecided := p.passings.known[t], c.Proto == protoTCP && p.table.Split(t)
 		p.mu.Unlock()
 		if undecided { // or decided since the kernel was asked
 			return true
@@ -320,13 +320,36 @@ func (r *relay) stage() string {
 // end is not seen.
 const frameLife = 10 * time.Minute
 
+// latest remembers what was last noted of each of the newest tuples, so many as it
+// is told. Not safe for concurrent use.
+type latest[V any] struct {
+	known map[tuple]V
+	ring  []tuple
+	next  int
+}
+
+// note takes v for t; beyond most tuples the oldest is forgotten.
+func (l *latest[V]) note(t tuple, v V, most int) {
+	if l.known == nil {
+		l.known = make(map[tuple]V)
+	}
+	if _, known := l.known[t]; !known {
+		if len(l.ring) < most {
+			l.ring = append(l.ring, t)
+		} else {
+			delete(l.known, l.ring[l.next])
+			l.ring[l.next] = t
+			l.next = (l.next + 1) % most
+		}
+	}
+	l.known[t] = v
+}
+
 // passedFrames remembers the latest connections within segments that a rule is about
 // and that cross as frames. Safe for concurrent use.
 type passedFrames struct {
-	mu    sync.Mutex
-	known map[tuple]passedFrame
-	ring  []tuple
-	next  int
+	mu sync.Mutex
+	latest[passedFrame]
 }
 
 type passedFrame struct {
@@ -342,19 +365,7 @@ const maxPassedFrames = 4096
 func (p *passedFrames) note(peer string, t tuple, why Reason, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.known == nil {
-		p.known = make(map[tuple]passedFrame)
-	}
-	if _, known := p.known[t]; !known {
-		if len(p.ring) < maxPassedFrames {
-			p.ring = append(p.ring, t)
-		} else {
-			delete(p.known, p.ring[p.next])
-			p.ring[p.next] = t
-			p.next = (p.next + 1) % maxPassedFrames
-		}
-	}
-	p.known[t] = passedFrame{peer, why, now}
+	p.latest.note(t, passedFrame{peer, why, now}, maxPassedFrames)
 }
 
 // flows are those of the last frameLife that have not become streams since.
@@ -374,25 +385,7 @@ func (p *passedFrames) flows(streams map[tuple]bool, now time.Time) (out []Flow)
 // passings remembers why the latest maxKnown SYNs were passed: for longer than
 // the SYNs themselves, since a connection may live for days. Not safe for
 // concurrent use.
-type passings struct {
-	why  map[tuple]Reason
-	ring []tuple
-	next int
-}
+type passings struct{ latest[Reason] }
 
 // note takes a SYN that is passed.
-func (p *passings) note(t tuple, why Reason) {
-	if p.why == nil {
-		p.why = make(map[tuple]Reason)
-	}
-	if _, known := p.why[t]; !known {
-		if len(p.ring) < maxKnown {
-			p.ring = append(p.ring, t)
-		} else {
-			delete(p.why, p.ring[p.next])
-			p.ring[p.next] = t
-			p.next = (p.next + 1) % maxKnown
-		}
-	}
-	p.why[t] = why
-}
+func (p *passings) note(t tuple, why Reason) { p.latest.note(t, why, maxKnown) }

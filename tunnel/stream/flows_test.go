@@ -101,8 +101,8 @@ func TestPassings(t *testing.T) {
 		p.note(at(i), PeerFailed)
 		p.note(at(i), NoDialRule)
 	}
-	if len(p.why) != maxKnown || p.why[at(3*maxKnown-1)] != NoDialRule || p.why[at(2*maxKnown)] != NoDialRule || p.why[at(2*maxKnown-1)] != 0 {
-		t.Errorf("%d known", len(p.why))
+	if len(p.known) != maxKnown || p.known[at(3*maxKnown-1)] != NoDialRule || p.known[at(2*maxKnown)] != NoDialRule || p.known[at(2*maxKnown-1)] != 0 {
+		t.Errorf("%d known", len(p.known))
 	}
 }
 
