@@ -31,6 +31,7 @@ type options struct {
 	length time.Duration // of one measurement
 	json   string
 	only   *regexp.Regexp
+	among  *regexp.Regexp // tunnels
 	pack   bool
 }
 
@@ -56,6 +57,7 @@ func run(ctx context.Context, args []string) error {
 	f.DurationVar(&o.length, "length", 2*time.Second, "how long one TCP or UDP measurement takes")
 	f.StringVar(&o.json, "json", "", "write the report to this file too; - is standard output, and no table")
 	only := f.String("only", "", "measure only what matches, of: "+fmt.Sprint(loads)+"; with -pack of the paths")
+	among := f.String("tunnels", "", "measure only the tunnels whose names match, such as '^stitch' for layer 3 against layer 2")
 	f.BoolVar(&o.pack, "pack", false, "compare stitch with and without compressed packets instead, over a WAN and without one")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -63,6 +65,9 @@ func run(ctx context.Context, args []string) error {
 	var err error
 	if o.only, err = regexp.Compile(*only); err != nil {
 		return fmt.Errorf("-only: %w", err)
+	}
+	if o.among, err = regexp.Compile(*among); err != nil {
+		return fmt.Errorf("-tunnels: %w", err)
 	}
 	if f.NArg() > 0 || o.rounds < 1 || o.rounds > 1000 || o.length < 100*time.Millisecond || o.length > time.Minute {
 		return errors.New("out of range: -rounds 1 to 1000, -length 100ms to 1m, and no arguments: see -help")

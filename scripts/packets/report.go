@@ -53,7 +53,7 @@ var columns = []struct{ figure, title, format string }{
 // measure does all rounds.
 func measure(ctx context.Context, o options) (r *Report, err error) {
 	fmt.Fprintln(os.Stderr, "building the programs and starting the tunnels")
-	f, err := start(ctx)
+	f, err := start(ctx, o.among)
 	defer func() { err = errors.Join(err, f.close()) }()
 	if err != nil {
 		return nil, err

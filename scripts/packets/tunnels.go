@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +31,7 @@ type fleet struct {
 	skipped map[string]string
 }
 
-// names of the tunnels, in the order of the table.
+// names of the tunnels.
 const (
 	wireguardL3 = "wireguard-go (L3)"
 	stitchL3    = "stitch (L3)"
@@ -38,9 +40,12 @@ const (
 	openvpnL2   = "OpenVPN TAP (L2)"
 )
 
-// start builds the programs and the labs. The fleet must be closed also after
-// an error.
-func start(ctx context.Context) (*fleet, error) {
+// order is that of the table.
+var order = []string{wireguardL3, stitchL3, stitchL2, vxlanL2, openvpnL2}
+
+// start builds the programs, and the labs of the tunnels whose names match. The
+// fleet must be closed also after an error.
+func start(ctx context.Context, among *regexp.Regexp) (*fleet, error) {
 	dir, err := os.MkdirTemp("", "stitch-packets")
 	f := &fleet{dir: dir, skipped: map[string]string{}}
 	if err != nil {
@@ -52,23 +57,35 @@ func start(ctx context.Context) (*fleet, error) {
 			return f, err
 		}
 	}
-	plain, err := f.up(ctx, lab.Options{Name: "packetsw", Plain: true, WireGuard: wireguard})
-	if err != nil {
-		return f, err
+	wants := among.MatchString
+	if wants(wireguardL3) || wants(vxlanL2) {
+		plain, err := f.up(ctx, lab.Options{Name: "packetsw", Plain: true, WireGuard: wireguard})
+		if err != nil {
+			return f, err
+		}
+		if err := plain.Stretch(ctx); err != nil {
+			return f, err
+		}
+		f.add(wireguardL3, plain, "h1", "h2", "10.2.0.10")
+		f.add(vxlanL2, plain, "s1", "s2", "10.1.0.12")
 	}
-	ours, err := f.up(ctx, lab.Options{Name: "packetss", Stitch: stitch, History: "64MiB"})
-	if err != nil {
-		return f, err
+	if wants(stitchL3) || wants(stitchL2) {
+		ours, err := f.up(ctx, lab.Options{Name: "packetss", Stitch: stitch, History: "64MiB"})
+		if err != nil {
+			return f, err
+		}
+		f.add(stitchL3, ours, "h1", "h2", "10.2.0.10")
+		f.add(stitchL2, ours, "s1", "s2", "10.1.0.12")
 	}
-	f.add(wireguardL3, plain, "h1", "h2", "10.2.0.10")
-	f.add(stitchL3, ours, "h1", "h2", "10.2.0.10")
-	f.add(stitchL2, ours, "s1", "s2", "10.1.0.12")
-	if err := plain.Stretch(ctx); err != nil {
-		return f, err
+	if wants(openvpnL2) {
+		if err := f.openvpn(ctx); err != nil {
+			return f, err
+		}
 	}
-	f.add(vxlanL2, plain, "s1", "s2", "10.1.0.12")
-	if err := f.openvpn(ctx); err != nil {
-		return f, err
+	f.tunnels = slices.DeleteFunc(f.tunnels, func(t *tunnel) bool { return !wants(t.name) })
+	slices.SortStableFunc(f.tunnels, func(a, b *tunnel) int { return slices.Index(order, a.name) - slices.Index(order, b.name) })
+	if len(f.tunnels) == 0 && len(f.skipped) == 0 {
+		return f, fmt.Errorf("-tunnels matches none of %q", order)
 	}
 	return f, f.ready(ctx)
 }
