@@ -59,6 +59,12 @@ func (s *sender) SendFrame(segment uint16, frame []byte, h super.Header) bool {
 	return l != nil && l.SendFrame(segment, frame, h)
 }
 
+// SendBuffer implements ether.Sender.
+func (s *sender) SendBuffer(segment uint16, buf *[]byte, frame []byte, h super.Header) bool {
+	l := s.link.Load()
+	return l != nil && l.SendBuffer(segment, buf, frame, h)
+}
+
 // RunLink runs the link plane until ctx ends. Devices, rules and routes then
 // stay for the next start to adopt, with nothing behind them: see Clean.
 func (a *Agent) RunLink(ctx context.Context) (err error) {
@@ -273,8 +279,7 @@ func (p *linkPlane) connect() error {
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
 			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, NoPack: p.cfg.Offload.NoPack, Log: p.log,
 			Rate: peer.Rate, Overhead: peer.UnderlayMTU - info.InnerMTU,
-			OnFrame:   func(id uint16, frame []byte) { p.fromLink(peer.Name, id, frame) },
-			OnBatch:   func() { p.flush(peer.Name) },
+			OnFrames:  func(id uint16, frames [][]byte) { p.fromLink(peer.Name, id, frames) },
 			OnControl: func(msg []byte) { p.manager.FromPeer(peer.Name, msg) },
 			OnState:   func(s wg.State) { p.log.Info("link", "peer", peer.Name, "state", s) },
 		})
@@ -287,20 +292,13 @@ func (p *linkPlane) connect() error {
 	return nil
 }
 
-// fromLink hands a frame to the segment it belongs to; a frame of an unknown
-// segment is counted. One that is not stretched to that peer drops it.
-func (p *linkPlane) fromLink(peer string, id uint16, frame []byte) {
+// fromLink hands frames to the segment they belong to; those of an unknown
+// segment are counted. One that is not stretched to that peer drops them.
+func (p *linkPlane) fromLink(peer string, id uint16, frames [][]byte) {
 	if port := p.ports[id]; port != nil {
-		port.FromLink(peer, frame)
+		port.FromLink(peer, frames)
 	} else {
-		p.links[peer].unknown.Add(1)
-	}
-}
-
-// flush lets the segments write what a peer sent.
-func (p *linkPlane) flush(peer string) {
-	for _, s := range p.segments {
-		s.port.Flush(peer)
+		p.links[peer].unknown.Add(uint64(len(frames)))
 	}
 }
 

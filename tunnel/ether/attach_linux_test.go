@@ -175,13 +175,18 @@ func (s *site) SendFrame(_ uint16, frame []byte, h super.Header) bool {
 	if cut.Start(slices.Clone(frame), h, super.Ethernet, 1412) != nil {
 		return false
 	}
+	var frames [][]byte
 	for n := cut.Len(); n > 0; n = cut.Len() {
 		b := make([]byte, n)
 		cut.Next(b)
-		s.other.port.FromLink("peer", b)
+		frames = append(frames, b)
 	}
-	s.other.port.Flush("peer")
+	s.other.port.FromLink("peer", frames)
 	return true
+}
+
+func (s *site) SendBuffer(segment uint16, _ *[]byte, frame []byte, h super.Header) bool {
+	return s.SendFrame(segment, frame, h)
 }
 
 func newSite(t *testing.T, n string, ip string) *site {

@@ -153,6 +153,9 @@ type Sender interface {
 	// the TAP's word about it). It borrows frame, may wait a moment for room,
 	// and reports whether the frame was taken.
 	SendFrame(segment uint16, frame []byte, h super.Header) bool
+	// SendBuffer is SendFrame for a frame that is a part of *buf. It may keep
+	// *buf, and then puts another buffer of that length in its place.
+	SendBuffer(segment uint16, buf *[]byte, frame []byte, h super.Header) bool
 }
 
 // Diverter takes frames of single connections out of a segment. Its methods are

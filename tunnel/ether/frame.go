@@ -1,6 +1,7 @@
 package ether
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"stitch/tunnel/config"
@@ -138,6 +139,35 @@ func (h *header) parseSNAP(p []byte) Reason {
 		h.foreign = true
 	}
 	return Carried
+}
+
+// alike reports whether two frames are packets of TCP over IP, without options
+// or extension headers, in the same Ethernet and VLAN headers and between the
+// same addresses: then nothing that decides on one tells it from the other.
+// Before may be nil.
+func alike(before, frame []byte) bool {
+	at := headerLen
+	if len(before) < at || len(frame) < at {
+		return false
+	}
+	if isTag(binary.BigEndian.Uint16(frame[12:])) {
+		at += tagLen
+	}
+	if len(before) < at+ipv4HeaderLen || len(frame) < at+ipv4HeaderLen || !bytes.Equal(before[:at], frame[:at]) {
+		return false
+	}
+	typ := binary.BigEndian.Uint16(frame[at-2:])
+	before, frame = before[at:], frame[at:]
+	switch {
+	case typ == typeIPv4 && before[0] == 0x45 && frame[0] == 0x45 && before[9] == protoTCP && frame[9] == protoTCP:
+		total := int(binary.BigEndian.Uint16(frame[2:]))
+		return total >= ipv4HeaderLen && total <= len(frame) && bytes.Equal(before[12:20], frame[12:20])
+	case typ == typeIPv6 && len(before) >= ipv6HeaderLen && len(frame) >= ipv6HeaderLen && before[0]>>4 == 6 && frame[0]>>4 == 6 &&
+		before[6] == protoTCP && frame[6] == protoTCP:
+		size := int(binary.BigEndian.Uint16(frame[4:]))
+		return size <= len(frame)-ipv6HeaderLen && bytes.Equal(before[8:40], frame[8:40])
+	}
+	return false
 }
 
 // group reports whether m is a multicast or the broadcast address.

@@ -57,6 +57,7 @@ func (f *filter) arp(h *header) (info, Reason) {
 const (
 	protoICMP6    = 58
 	protoUDP      = 17
+	protoTCP      = 6
 	ipv4HeaderLen = 20
 	ipv6HeaderLen = 40
 	// maxExtensions bounds the IPv6 extension headers looked through; RFC 8200

@@ -37,7 +37,7 @@ type Port struct {
 	log    *slog.Logger
 	peers  []peer
 	places map[string]Place
-	lanes  [][][]byte // by place: what a peer sent and is to be written
+	lanes  [][][]byte // by place: what a peer sent and is to be written; empty between calls
 	single [1][]byte  // of toLAN
 	start  time.Time
 	wake   chan struct{} // a claim changed the schedule; holds one
@@ -158,7 +158,7 @@ func (p *Port) read() error {
 		for i, b := range bufs[:n] {
 			h, bad := super.ParseHeader(b[netdev.MinOffset-super.HeaderLen:])
 			if bad == nil {
-				p.fromLAN(b[netdev.MinOffset:][:sizes[i]], h)
+				p.fromLAN(&bufs[i], b[netdev.MinOffset:][:sizes[i]], h)
 			}
 		}
 		if err != nil {
@@ -167,8 +167,9 @@ func (p *Port) read() error {
 	}
 }
 
-// fromLAN decides on one frame or super-frame and sends it.
-func (p *Port) fromLAN(frame []byte, h super.Header) {
+// fromLAN decides on one frame or super-frame, a part of *buf, and sends it; a
+// link may exchange *buf.
+func (p *Port) fromLAN(buf *[]byte, frame []byte, h super.Header) {
 	p.count.lanFrames.Add(1)
 	p.count.lanBytes.Add(uint64(len(frame)))
 	if h.Kind == super.None && len(frame) > MaxFrame {
@@ -188,12 +189,12 @@ func (p *Port) fromLAN(frame []byte, h super.Header) {
 	case v.Drop != Carried:
 	case v.To == All:
 		for i := range p.peers {
-			p.send(&p.peers[i], frame, h)
+			p.sent(p.peers[i].send.SendFrame(p.cfg.Segment.ID, frame, h))
 		}
 	case p.cfg.Divert != nil && p.cfg.Divert.FromLAN(p.peers[v.To-1].name, frame, h):
 		p.count.diverted.Add(1)
 	default:
-		p.send(&p.peers[v.To-1], frame, h)
+		p.sent(p.peers[v.To-1].send.SendBuffer(p.cfg.Segment.ID, buf, frame, h))
 	}
 }
 
@@ -224,8 +225,9 @@ func (p *Port) Deliver(peer string, frame []byte, h super.Header) {
 	}
 }
 
-func (p *Port) send(to *peer, frame []byte, h super.Header) {
-	if to.send.SendFrame(p.cfg.Segment.ID, frame, h) {
+// sent counts a frame that a link took or did not.
+func (p *Port) sent(ok bool) {
+	if ok {
 		p.count.toPeers.Add(1)
 	} else {
 		p.count.linkRefused.Add(1)
@@ -269,40 +271,60 @@ func (p *Port) alarm(mac config.MAC) {
 	}
 }
 
-// FromLink takes a frame that peer sent, which it borrows until Flush. Frames
-// of one peer must come one at a time.
-func (p *Port) FromLink(peer string, frame []byte) {
-	p.count.linkFrames.Add(1)
-	p.count.linkBytes.Add(uint64(len(frame)))
-	if len(frame) > MaxFrame {
-		p.count.tooLongLink.Add(1)
-		return
-	}
+// FromLink takes frames that peer sent, decides on them, and writes those that
+// cross to the TAP, which joins frames that follow each other. It borrows them,
+// and waits for nobody: the kernel takes what is written, or drops it. Frames
+// of one peer must come from one goroutine at a time.
+func (p *Port) FromLink(peer string, frames [][]byte) {
 	from := p.places[peer] // Local, which no peer is, if unknown
-	p.mu.Lock()
-	v := p.sw.FromPeer(p.now(), from, frame)
-	p.mu.Unlock()
-	p.tell(&v)
-	switch v.Drop {
-	case Carried:
-		if p.cfg.Divert != nil && p.cfg.Divert.FromPeer(frame) {
-			p.count.split.Add(1)
-			return
-		}
-		p.lanes[from] = append(p.lanes[from], frame)
-	case AgentMessage:
-		p.poke() // there may be an answer
+	lane := p.judge(from, frames, p.lanes[from][:0])
+	if len(lane) > 0 {
+		p.count.toLAN.Add(p.put(lane))
+		clear(lane)
+		p.lanes[from] = lane[:0]
 	}
 }
 
-// Flush writes what FromLink took from peer to the TAP, which joins frames
-// that follow each other. It waits for nobody: the kernel takes what is
-// written, or drops it.
-func (p *Port) Flush(peer string) {
-	lane := &p.lanes[p.places[peer]]
-	p.count.toLAN.Add(p.put(*lane))
-	clear(*lane)
-	*lane = (*lane)[:0]
+// judge appends to lane those of a peer's frames that go to the LAN.
+func (p *Port) judge(from Place, frames, lane [][]byte) [][]byte {
+	total, tooLong, split := 0, 0, 0
+	p.mu.Lock()
+	in := p.sw.arrivals(p.now(), from)
+	for _, frame := range frames {
+		total += len(frame)
+		if len(frame) > MaxFrame {
+			tooLong++
+			continue
+		}
+		if in.again(frame) {
+			lane = append(lane, frame)
+			continue
+		}
+		v := in.judge(frame)
+		if v.talks() {
+			p.mu.Unlock()
+			p.tell(&v)
+			p.mu.Lock()
+			in = p.sw.arrivals(p.now(), from)
+		}
+		switch v.Drop {
+		case Carried:
+			lane = append(lane, frame)
+		case AgentMessage:
+			p.poke() // there may be an answer
+		}
+	}
+	p.mu.Unlock()
+	if d := p.cfg.Divert; d != nil {
+		n := len(lane)
+		lane = slices.DeleteFunc(lane, d.FromPeer)
+		split = n - len(lane)
+	}
+	p.count.linkFrames.Add(uint64(len(frames)))
+	p.count.linkBytes.Add(uint64(total))
+	p.count.tooLongLink.Add(uint64(tooLong))
+	p.count.split.Add(uint64(split))
+	return lane
 }
 
 // toLAN writes one frame to the TAP; only the goroutine that reads it may.

@@ -113,6 +113,10 @@ func (f *fakeLink) SendFrame(segment uint16, frame []byte, _ super.Header) bool 
 	return !f.refuse
 }
 
+func (f *fakeLink) SendBuffer(segment uint16, _ *[]byte, frame []byte, h super.Header) bool {
+	return f.SendFrame(segment, frame, h)
+}
+
 // take returns the frames sent since the last call; the port's own goroutines
 // may be sending.
 func (f *fakeLink) take() [][]byte {
@@ -162,8 +166,7 @@ func (r *rig) fromLAN(frame []byte) {
 }
 
 func (r *rig) fromLink(peer string, frame []byte) {
-	r.FromLink(peer, frame)
-	r.Flush(peer)
+	r.FromLink(peer, [][]byte{frame})
 	synctest.Wait()
 }
 
@@ -375,15 +378,12 @@ func TestBatch(t *testing.T) {
 		r := start(t)
 		defer r.stop(t)
 		r.fromLAN(data(broadcast, macA))
+		var frames [][]byte
 		for i := range 300 {
-			r.FromLink("dc2", eth(macA, macB, 0x88b5, byte(i>>8), byte(i)))
+			frames = append(frames, eth(macA, macB, 0x88b5, byte(i>>8), byte(i)))
 		}
-		if out := r.tap.written(); len(out) != 0 {
-			t.Errorf("%d frames written before the batch was over", len(out))
-		}
-		r.Flush("dc3")
-		r.Flush("dc2")
-		r.Flush("dc2")
+		r.FromLink("dc2", frames)
+		r.FromLink("dc3", nil)
 		out := r.tap.written()
 		if len(out) != 300 || r.Stats().ToLAN != 300 {
 			t.Errorf("%d written, %d counted", len(out), r.Stats().ToLAN)
@@ -403,11 +403,11 @@ func TestSuperFrame(t *testing.T) {
 		defer r.stop(t)
 		r.fromLink("dc2", data(broadcast, macB))
 		frame := eth(macB, macA, typeIPv4, ipv4Packet(6, 0, make([]byte, 60000)...)...)
-		r.Port.fromLAN(frame, super.Header{Partial: true, Kind: super.TCP4, Size: 1460, Start: 34, Offset: 16})
+		r.Port.fromLAN(nil, frame, super.Header{Partial: true, Kind: super.TCP4, Size: 1460, Start: 34, Offset: 16})
 		if len(r.dc2.frames) != 1 || !bytes.Equal(r.dc2.frames[0], frame) {
 			t.Errorf("%d frames crossed", len(r.dc2.frames))
 		}
-		r.Port.fromLAN(frame, super.Header{})
+		r.Port.fromLAN(nil, frame, super.Header{})
 		if len(r.dc2.frames) != 1 || r.Stats().FromLAN["too-long"] != 1 {
 			t.Errorf("a frame of 60000 bytes crossed: %v", r.Stats().FromLAN)
 		}
@@ -481,7 +481,7 @@ func TestRunEnds(t *testing.T) {
 			if closed := errors.Is(err, net.ErrClosed); err == nil || closed != (name == "close") {
 				t.Errorf("%s: %v", name, err)
 			}
-			r.FromLink("dc2", data(broadcast, macB)) // harmless
+			r.FromLink("dc2", [][]byte{data(broadcast, macB)}) // harmless
 			r.Claim(macVM, "dc2")
 		})
 	}
@@ -494,15 +494,14 @@ func TestNoAllocs(t *testing.T) {
 	p := Open(Config{Segment: testBasic, Peers: map[string]Sender{"dc2": nullLink{}}, TAP: discard,
 		Static: func() []StaticMAC { return []StaticMAC{{MAC: macVM, IP: vmIP}} }})
 	out, in := eth(macB, macA, typeIPv4, ipv4Packet(6, 0, make([]byte, 1460)...)...), data(macA, macB)
+	arrived := [][]byte{in, out, out}
 	ask := arpFrame(broadcast, macA, arpRequest, macA, ip10, config.MAC{}, ip11)
 	solicit := v6(protoICMP6, nd(ndSolicit, 0, hostGUA, macA)...)
 	round := func() {
-		p.fromLAN(out, super.Header{})
-		p.fromLAN(ask, super.Header{})
-		p.fromLAN(solicit, super.Header{})
-		p.FromLink("dc2", in)
-		p.FromLink("dc2", out)
-		p.Flush("dc2")
+		p.fromLAN(nil, out, super.Header{})
+		p.fromLAN(nil, ask, super.Header{})
+		p.fromLAN(nil, solicit, super.Header{})
+		p.FromLink("dc2", arrived)
 	}
 	round() // buffers grow
 	if n := testing.AllocsPerRun(100, round); n != 0 {
@@ -512,7 +511,8 @@ func TestNoAllocs(t *testing.T) {
 
 type nullLink struct{}
 
-func (nullLink) SendFrame(uint16, []byte, super.Header) bool { return true }
+func (nullLink) SendFrame(uint16, []byte, super.Header) bool           { return true }
+func (nullLink) SendBuffer(uint16, *[]byte, []byte, super.Header) bool { return true }
 
 type discardTAP struct{ *fakeTAP }
 
@@ -522,10 +522,10 @@ func BenchmarkFromLAN(b *testing.B) {
 	p := Open(Config{Segment: testBasic, Peers: map[string]Sender{"dc2": nullLink{}}, TAP: newFakeTAP(),
 		Static: func() []StaticMAC { return []StaticMAC{{MAC: macVM, IP: netip.Addr{}}} }})
 	frame := eth(macB, macA, typeIPv4, ipv4Packet(6, 0, make([]byte, 1460)...)...)
-	p.FromLink("dc2", data(broadcast, macB))
+	p.FromLink("dc2", [][]byte{data(broadcast, macB)})
 	b.SetBytes(int64(len(frame)))
 	b.ReportAllocs()
 	for b.Loop() {
-		p.fromLAN(frame, super.Header{})
+		p.fromLAN(nil, frame, super.Header{})
 	}
 }

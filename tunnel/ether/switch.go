@@ -69,6 +69,11 @@ type Verdict struct {
 	Source config.MAC
 }
 
+// talks reports whether there is something to tell besides the frame's way.
+func (v *Verdict) talks() bool {
+	return v.Froze || v.Disputed.IsValid() || v.Announce.Kind != ""
+}
+
 // Workload is a machine whose place is configured and claimed, not learnt.
 type Workload struct {
 	MAC config.MAC
@@ -137,12 +142,19 @@ func (s *Switch) FromLAN(now time.Duration, frame []byte) Verdict {
 // FromPeer decides on a frame that the peer at place from sent; a carried one
 // always goes to the LAN. It borrows frame.
 func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
+	v, _ := s.fromPeer(now, from, frame)
+	return v
+}
+
+// fromPeer is FromPeer. It also returns whether a carried frame is to one known
+// host.
+func (s *Switch) fromPeer(now time.Duration, from Place, frame []byte) (v Verdict, known bool) {
 	if from == Local || int(from) > len(s.received) {
 		s.link[UnknownPeer]++
-		return Verdict{Drop: UnknownPeer}
+		return Verdict{Drop: UnknownPeer}, false
 	}
 	h, in, r := s.inspect(frame)
-	v := Verdict{Drop: r, Source: h.src}
+	v = Verdict{Drop: r, Source: h.src}
 	switch {
 	case r != Carried:
 	case in.agent:
@@ -153,10 +165,48 @@ func (s *Switch) FromPeer(now time.Duration, from Place, frame []byte) Verdict {
 	default:
 		s.learn(now, &h, &in, from, &v)
 	}
-	if v.Drop == Carried && !s.known(now, &h) {
-		v.Drop = s.take(now, &s.received[from-1], &h, &in, len(frame))
+	if v.Drop == Carried {
+		if known = s.known(now, &h); !known {
+			v.Drop = s.take(now, &s.received[from-1], &h, &in, len(frame))
+		}
 	}
 	s.link[v.Drop]++
+	return v, known
+}
+
+// arrivals are frames of one peer that came together. Most are packets of a
+// few connections, one after the other: what was found out about the frame
+// before holds for the next one too if it is like that in all that decides.
+// Nothing else may happen to the switch meanwhile.
+type arrivals struct {
+	*Switch
+	now    time.Duration
+	from   Place
+	before []byte // was carried, to a known host
+}
+
+func (s *Switch) arrivals(now time.Duration, from Place) arrivals {
+	return arrivals{Switch: s, now: now, from: from}
+}
+
+// again reports whether the next frame is carried as the one before it was, and
+// then counts it. If not, it is to be given to judge.
+func (a *arrivals) again(frame []byte) bool {
+	if !alike(a.before, frame) {
+		return false
+	}
+	a.link[Carried]++
+	return true
+}
+
+// judge is FromPeer of the next frame. One that the bridge floods is charged to a
+// limit, and so is the next like it.
+func (a *arrivals) judge(frame []byte) Verdict {
+	v, known := a.fromPeer(a.now, a.from, frame)
+	a.before = nil
+	if v.Drop == Carried && known {
+		a.before = frame
+	}
 	return v
 }
 

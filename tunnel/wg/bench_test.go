@@ -161,6 +161,15 @@ func openRing(t testing.TB, options [2]func(*Config)) (links [2]*Link) {
 	return links
 }
 
+// each makes an OnFrames of what gets every frame.
+func each(onFrame func(segment uint16, frame []byte)) func(uint16, [][]byte) {
+	return func(segment uint16, frames [][]byte) {
+		for _, f := range frames {
+			onFrame(segment, f)
+		}
+	}
+}
+
 // ringLinks opens two links between devices that make packets.
 func ringLinks(b *testing.B, packet []byte, onFrame func(), more ...func(*Config)) (links [2]*Link, tuns [2]*ringTUN) {
 	b.Helper()
@@ -168,7 +177,7 @@ func ringLinks(b *testing.B, packet []byte, onFrame func(), more ...func(*Config
 	for i := range options {
 		tuns[i] = newRingTUN(packet)
 		options[i] = func(c *Config) {
-			c.TUN, c.OnFrame = tuns[i], func(uint16, []byte) { onFrame() }
+			c.TUN, c.OnFrames = tuns[i], each(func(uint16, []byte) { onFrame() })
 			for _, o := range more {
 				o(c)
 			}

@@ -131,8 +131,8 @@ func conserve(t *testing.T, total int) (up bool) {
 	t.Helper()
 	var books [2]ledger
 	links := openRing(t, [2]func(*Config){
-		func(c *Config) { c.OnFrame = books[1].take },
-		func(c *Config) { c.OnFrame = books[0].take },
+		func(c *Config) { c.OnFrames = each(books[1].take) },
+		func(c *Config) { c.OnFrames = each(books[0].take) },
 	})
 	var since [2]time.Time // they are up
 	for i, l := range links {

@@ -16,11 +16,9 @@ import (
 )
 
 // receiver gets what arrives besides plain packets. It is called from the
-// receive goroutine and borrows the bytes, those of frames until the next
-// onBatch.
+// receive goroutine and borrows the bytes.
 type receiver interface {
-	onFrame(segment uint16, frame []byte)
-	onBatch()
+	onFrames(segment uint16, frames [][]byte)
 	onControl(msg []byte)
 	onProbe(msg []byte, now time.Time)
 	onBench(msg []byte, now time.Time)
@@ -31,9 +29,10 @@ type inbox struct {
 	reassembler carrier.Reassembler
 	out         [][]byte // plain packets for the TUN device
 	whole       [][]byte // joined frames, in use until the batch is over
-	frames      int      // of the batch
-	plain       []byte   // the super-packet of a unit
-	cut         []byte   // its packets
+	frames      [][]byte // not delivered yet, of one segment
+	segment     uint16
+	plain       []byte // the super-packet of a unit
+	cut         []byte // its packets
 }
 
 // Write takes decrypted packets from wireguard-go: plain ones go to the TUN
@@ -70,13 +69,23 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// endBatch says that the batch's frames are complete, and takes them back.
-func (m *mux) endBatch() {
+// deliver hands over the frames that came together.
+func (m *mux) deliver() {
 	in := &m.inbox
-	if in.frames > 0 {
-		m.recv.onBatch()
-		in.frames = 0
+	if len(in.frames) == 0 {
+		return
 	}
+	m.count.rxFrames.Add(uint64(len(in.frames)))
+	m.recv.onFrames(in.segment, in.frames)
+	clear(in.frames)
+	in.frames = in.frames[:0]
+}
+
+// endBatch hands over the last frames of the batch, and takes back those that
+// were joined.
+func (m *mux) endBatch() {
+	m.deliver()
+	in := &m.inbox
 	for _, w := range in.whole {
 		in.reassembler.Release(w)
 	}
@@ -175,10 +184,12 @@ func (m *mux) plainInside(p []byte) bool {
 func (m *mux) message(h carrier.Header, msg []byte, now time.Time) {
 	switch h.Kind {
 	case carrier.Frame:
-		m.count.rxFrames.Add(1)
-		m.inbox.frames++
 		super.ClampMSS(msg, super.Ethernet, config.MaxFrame(int(m.inner.Load())), false)
-		m.recv.onFrame(h.Segment, msg)
+		if h.Segment != m.inbox.segment {
+			m.deliver()
+			m.inbox.segment = h.Segment
+		}
+		m.inbox.frames = append(m.inbox.frames, msg)
 	case carrier.Control:
 		m.recv.onControl(msg)
 	case carrier.Probe:

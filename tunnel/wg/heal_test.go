@@ -129,11 +129,11 @@ func TestHeldPacketsAreReleased(t *testing.T) {
 		frames := make(chan []byte, 10)
 		a := n.open(t, 0)
 		b := n.open(t, 1, func(c *Config) {
-			c.OnFrame = func(segment uint16, f []byte) {
+			c.OnFrames = each(func(segment uint16, f []byte) {
 				if segment == 100 {
 					frames <- bytes.Clone(f)
 				}
-			}
+			})
 		})
 		defer a.close(t)
 		defer b.close(t)

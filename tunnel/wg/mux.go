@@ -203,7 +203,9 @@ func (m *mux) pause(d time.Duration) bool {
 }
 
 // sendFrame queues a frame or super-frame, or holds it while the link is down.
-func (m *mux) sendFrame(segment uint16, data []byte, h super.Header) bool {
+// If buf is not nil, data is a part of *buf, which may be kept: another one is
+// then in its place.
+func (m *mux) sendFrame(segment uint16, data []byte, h super.Header, buf *[]byte) bool {
 	limit := carrier.MaxMessage
 	if h.Kind != super.None {
 		limit = super.MaxPacket
@@ -224,7 +226,7 @@ func (m *mux) sendFrame(segment uint16, data []byte, h super.Header) bool {
 		m.count.dropFrameQueue.Add(1)
 		return false
 	}
-	m.frames.push(segment, h, data)
+	m.frames.push(segment, h, data, buf)
 	if !m.blocked {
 		m.notifyLocked()
 	}
@@ -240,7 +242,7 @@ func (m *mux) sendBench(msg []byte) bool {
 	if m.isClosed() || !m.up || !m.frames.room() {
 		return false
 	}
-	m.frames.push(0, super.Header{}, msg)
+	m.frames.push(0, super.Header{}, msg, nil)
 	if !m.blocked {
 		m.notifyLocked()
 	}

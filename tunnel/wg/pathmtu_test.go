@@ -43,7 +43,7 @@ func TestBlackHole(t *testing.T) {
 			bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
 				frames := make(chan []byte, 10)
 				a := n.open(t, 0)
-				b := n.open(t, 1, func(c *Config) { c.OnFrame = func(_ uint16, f []byte) { frames <- bytes.Clone(f) } })
+				b := n.open(t, 1, func(c *Config) { c.OnFrames = each(func(_ uint16, f []byte) { frames <- bytes.Clone(f) }) })
 				defer a.close(t)
 				defer b.close(t)
 				a.until(t, Up, 5*time.Second)

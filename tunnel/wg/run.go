@@ -223,18 +223,12 @@ func (l *Link) train(now time.Time) {
 	}
 }
 
-func (l *Link) onFrame(segment uint16, frame []byte) {
-	if l.cfg.OnFrame == nil {
-		l.count.dropUnclaimed.Add(1)
+func (l *Link) onFrames(segment uint16, frames [][]byte) {
+	if l.cfg.OnFrames == nil {
+		l.count.dropUnclaimed.Add(uint64(len(frames)))
 		return
 	}
-	l.cfg.OnFrame(segment, frame)
-}
-
-func (l *Link) onBatch() {
-	if l.cfg.OnBatch != nil {
-		l.cfg.OnBatch()
-	}
+	l.cfg.OnFrames(segment, frames)
 }
 
 func (l *Link) onControl(msg []byte) {

@@ -38,7 +38,7 @@ func TestShaped(t *testing.T) {
 			out := make(chan arrivedAt, 20_000)
 			frames := func(cfg *Config) {
 				cfg.Rate, cfg.Overhead = c.rate, 60
-				cfg.OnFrame = func(_ uint16, frame []byte) { out <- arrivedAt{slices.Clone(frame[14:]), time.Now()} }
+				cfg.OnFrames = each(func(_ uint16, frame []byte) { out <- arrivedAt{slices.Clone(frame[14:]), time.Now()} })
 			}
 			onPath(t, params, func(t *testing.T, p *path) {
 				go func() {

@@ -240,11 +240,11 @@ func lossy(t *testing.T, loss float64, options ...func(*Config)) (sent, arrived 
 		var got [][]byte
 		a := n.open(t, 0, options...)
 		b := n.open(t, 1, func(c *Config) {
-			c.OnFrame = func(_ uint16, f []byte) {
+			c.OnFrames = each(func(_ uint16, f []byte) {
 				mu.Lock()
 				defer mu.Unlock()
 				got = append(got, bytes.Clone(f))
-			}
+			})
 		})
 		defer a.close(t)
 		defer b.close(t)

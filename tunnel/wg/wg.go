@@ -122,13 +122,10 @@ type Config struct {
 	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
 	Bind conn.Bind
-	// OnFrame gets every Ethernet frame from the peer. It borrows frame until
-	// the next OnBatch, is called from the receive goroutine and must not
-	// block. Nil: dropped.
-	OnFrame func(segment uint16, frame []byte)
-	// OnBatch is called after the last of the frames that came together; same
-	// rules. Nil: nobody wants to know.
-	OnBatch func()
+	// OnFrames gets the Ethernet frames from the peer, of one segment those that
+	// came together and in their order. It borrows them, is called from the
+	// receive goroutine and must not block. Nil: dropped.
+	OnFrames func(segment uint16, frames [][]byte)
 	// OnControl gets every control datagram, which it borrows; same rules.
 	OnControl func(msg []byte)
 	// OnState gets the edges between Up and Down, in order, from a goroutine
@@ -302,7 +299,14 @@ func (l *Link) Close() error {
 // the link closed. While the link is down, the newest frame of each flow is
 // kept instead and sent when it is up again.
 func (l *Link) SendFrame(segment uint16, frame []byte, h super.Header) bool {
-	return l.mux.sendFrame(segment, frame, h)
+	return l.mux.sendFrame(segment, frame, h, nil)
+}
+
+// SendBuffer is SendFrame for a frame that is a part of *buf, a buffer of
+// netdev.BufferLen. It need not copy: the link may keep *buf, and then puts
+// another buffer of that length in its place.
+func (l *Link) SendBuffer(segment uint16, buf *[]byte, frame []byte, h super.Header) bool {
+	return l.mux.sendFrame(segment, frame, h, buf)
 }
 
 // SendControl sends a datagram of at most MaxControl bytes ahead of frames and
