@@ -44,6 +44,23 @@
 // MSS is clamped to inner, fits without being told. A packet that is too big all
 // the same (Drops.TooBig) came in because somebody raised the MTU: it is dropped
 // and the MTU set back within a second, so the next one is answered.
+//
+// # What limits a link
+//
+// The processors. With two that both agents, the sender and the receiver of one
+// TCP connection share (make packets; perf over all of them, Linux 6.18, random
+// data), the agents had 80 % of the time on layer 3: 24 of these are
+// encryption (ChaCha20-Poly1305, sealed and opened once), the copies between
+// kernel and agent and within it are 7, checksums of TCP where packets are cut
+// and joined 5, all the rest of the kernel (UDP, the devices, forwarding,
+// filters, wakeups) 27, and the rest wireguard-go's and ours. So a link costs 2.5
+// times its encryption and copies. Layer 2 costs the kernel less, a bridge being
+// less than a router with its filter, but each datagram carries 3 % less of a
+// connection (1346 bytes for 1388: carrier and Ethernet header), and the switch
+// has to look at frames.
+//
+// The kernel hands over 44 KB at a time on both layers, and gets 31 KB: a batch
+// of wireguard-go's ends where the kernel's of UDP does.
 package wg
 
 import (
