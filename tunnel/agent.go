@@ -81,7 +81,7 @@ func Linux(cfg *config.Config, log *slog.Logger) Seams {
 			return ether.Attach(seg, tap, log)
 		},
 		Kernel: redirect.NewLinux(log),
-		Net:    &stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute},
+		Net:    &stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute, Raw: new(stream.RawSockets)},
 		Control: func(c control.Config) (Runner, error) {
 			c.Path, c.Log = filepath.Join(cfg.RunDir, c.Path), log
 			return control.Listen(c)

@@ -57,6 +57,12 @@ func streamStatus(st stream.Stats) control.Status {
 	if st.Admitted >= st.Max {
 		s.Alarms = append(s.Alarms, fmt.Sprintf("%d streams are open, as many as are allowed: new connections pass without optimisation (%d so far)", st.Admitted, st.Full))
 	}
+	if m := st.Memory; m.Short {
+		s.Alarms = append(s.Alarms, fmt.Sprintf("memory is short: %d of %d MiB are free (%s): new connections pass without optimisation until %d are; give it more, or [history] less", m.Free>>20, m.Total>>20, m.Place, 2*m.Mark>>20))
+	}
+	if st.Lack != "" {
+		s.Alarms = append(s.Alarms, fmt.Sprintf("%s; new connections passed without optimisation (%d times so far)", st.Lack, st.Lacked))
+	}
 	for _, p := range st.Peers {
 		if p.Conflict != "" {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("streams with %s: the two sites disagree: %s", p.Peer, p.Conflict))

@@ -84,8 +84,8 @@ func (p *Proxy) Bench(ctx context.Context, peer string, s far.Service, accept fu
 	if err != nil {
 		return err
 	}
-	if !p.enter() {
-		return fmt.Errorf("%w: as many streams as are allowed are open here: try later", ErrBench)
+	if p.enter() != 0 {
+		return fmt.Errorf("%w: no stream more is opened here now, see the alarms of `stitch status`: try later", ErrBench)
 	}
 	defer p.gate.leave()
 	ctx, cancel := context.WithTimeout(ctx, benchTime)
@@ -121,7 +121,7 @@ func (p *Proxy) benchDomain(peer string) (*domain, error) {
 		return nil, fmt.Errorf("%w: no peer %q with an agent of stitch: there is %s", ErrBench, peer, strings.Join(names, ", "))
 	}
 	for _, d := range q.domains {
-		if d.reachable() {
+		if d.away() == 0 {
 			return d, nil
 		}
 	}
@@ -193,7 +193,7 @@ func (q *peer) serveBench(ctx context.Context, pc *peerConn, body []byte) error 
 	default:
 		return q.refuse(pc, Unable)
 	}
-	if !q.p.enter() {
+	if q.p.enter() != 0 {
 		return q.refuse(pc, Unable)
 	}
 	defer q.p.gate.leave()

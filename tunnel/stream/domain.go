@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"stitch/dedupe"
@@ -168,7 +169,11 @@ func (d *domain) dial(ctx context.Context) (*peerConn, error) {
 		return nil, ctx.Err()
 	}
 	c, err := q.p.cfg.Net.DialPeer(ctx, q.link, streamPort)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		err = fmt.Errorf("%w: %w", errNoPorts, err)
+	}
 	if err != nil {
+		q.p.lacks(err)
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -195,6 +200,10 @@ func (d *domain) maintain(ctx context.Context) {
 			case <-d.wake:
 			case <-ctx.Done():
 			}
+			continue
+		}
+		if wait := d.q.p.gate.paused(time.Now()); wait > 0 { // others need it more
+			sleep(ctx, wait)
 			continue
 		}
 		pc, err := d.dial(ctx)
@@ -294,17 +303,26 @@ func (d *domain) take(ctx context.Context) (*peerConn, error) {
 	}
 }
 
-// reachable reports whether a stream of the domain is worth trying.
-func (d *domain) reachable() bool {
+// away says why a stream of the domain is not worth trying; 0: it is.
+func (d *domain) away() Reason {
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
-	return d.alive || len(d.ready) > 0
+	switch {
+	case d.alive || len(d.ready) > 0:
+		return 0
+	case lackOf(d.lastErr) != "":
+		return OutOfResources
+	}
+	return PeerUnreachable
 }
 
 // open has the peer connect. Kind 0 is success; the caller then owns pc.
 func (d *domain) open(ctx context.Context, t tuple, macs hostMACs, m mode) (pc *peerConn, window uint32, kind Refusal) {
 	for range warm + 1 {
 		pc, err := d.take(ctx)
+		if lackOf(err) != "" {
+			return nil, 0, unequipped
+		}
 		if err != nil {
 			return nil, 0, unreached
 		}

@@ -40,6 +40,8 @@ const (
 	SegmentAway
 	Tagged
 	NotNeighbours
+	MemoryShort
+	OutOfResources
 )
 
 // Explanation is what a Reason means and what can be done about it.
@@ -71,6 +73,8 @@ func Reasons() []Explanation {
 		{SegmentAway, "the link process did not take it out of its segment when it began", "look at the log of the agent; later connections are optimised"},
 		{Tagged, "its frames are of a VLAN: only the untagged network of a segment is looked into", "nothing: it crosses as frames"},
 		{NotNeighbours, "its ends are not two hosts of the segment's subnet", "cover routed connections by a [[stream]] rule without a segment"},
+		{MemoryShort, "memory was short here when it began", "give the host, or the unit (systemd: MemoryMax=), more memory, or [history] less"},
+		{OutOfResources, "descriptors, ports or sockets had run out here when it began", "raise the limit that the alarm in `stitch status` names"},
 	}
 }
 

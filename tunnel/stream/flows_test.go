@@ -29,7 +29,7 @@ func TestReasonsAreNumbered(t *testing.T) {
 			t.Errorf("the README does not have %s", row)
 		}
 	}
-	if last := all[len(all)-1].Reason; last != NotNeighbours {
+	if last := all[len(all)-1].Reason; last != OutOfResources {
 		t.Errorf("the last one explained is %d", last)
 	}
 }

@@ -292,6 +292,8 @@ const (
 	// unreached: this side got no answer. Never on the wire. The SYN is passed
 	// on as a packet.
 	unreached Refusal = 255
+	// unequipped: nor was it asked, since something had run out here.
+	unequipped Refusal = 254
 )
 
 // String returns the word used in logs and in Stats.

@@ -54,6 +54,8 @@ type Linux struct {
 	// HoldRoute, if not nil, is called with the TUN's name once it is up: it
 	// makes packets marked MarkHold go there.
 	HoldRoute func(device string) error
+	// Raw passes packets. It is shared by copies of a Linux.
+	Raw *RawSockets
 }
 
 // OpenHold implements Net.
@@ -110,12 +112,15 @@ func (Linux) Dial(ctx context.Context, src, dst netip.AddrPort) (Conn, error) {
 }
 
 // ListenPeer implements Net.
-func (Linux) ListenPeer(l Link, port uint16) (Listener, error) {
+func (k Linux) ListenPeer(l Link, port uint16) (Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: peerKeepAlive, Control: control(device(l.Device), free, peerOptions, resetOnClose)}
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(context.Background(), "tcp4", netip.AddrPortFrom(l.Local, port).String())
 	if err != nil {
 		return nil, err
+	}
+	if err := k.Raw.open(l.Device); err != nil { // while there are descriptors
+		return nil, errors.Join(err, ln.Close())
 	}
 	return listener{ln.(*net.TCPListener)}, nil
 }
@@ -144,31 +149,9 @@ func (Linux) CountPeer(l Link) (*net.UDPConn, error) {
 	return c.(*net.UDPConn), nil
 }
 
-// Pass implements Net: a raw socket bound to the link's device, so the packet
+// Pass implements Net: the socket is bound to the link's device, so the packet
 // can go nowhere else.
-func (Linux) Pass(l Link, packet []byte) error {
-	if len(packet) < ip4Header {
-		return errNotSYN
-	}
-	family, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_HDRINCL
-	var to unix.Sockaddr
-	if packet[0]>>4 == 6 && len(packet) >= ip6Header {
-		family, level, option = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_HDRINCL
-		to = &unix.SockaddrInet6{Addr: [16]byte(packet[24:40])}
-	} else {
-		to = &unix.SockaddrInet4{Addr: [4]byte(packet[16:20])}
-	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
-	if err != nil {
-		return fmt.Errorf("raw socket: %w", err)
-	}
-	defer unix.Close(fd)
-	err = cmpErr(unix.SetsockoptInt(fd, level, option, 1), unix.BindToDevice(fd, l.Device), unix.Sendto(fd, packet, 0, to))
-	if err != nil {
-		return fmt.Errorf("send into %s: %w", l.Device, err)
-	}
-	return nil
-}
+func (k Linux) Pass(l Link, packet []byte) error { return k.Raw.send(l.Device, packet) }
 
 // Own implements Net.
 func (Linux) Own(a netip.Addr) bool {

@@ -40,7 +40,7 @@ func edgeMain(name string) error {
 		return err
 	}
 	p, err := stream.New(stream.Config{Site: name, Cfg: cfg, Links: []stream.Link{link},
-		Net: stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute}})
+		Net: stream.Linux{Opener: netdev.Linux{}, HoldRoute: redirect.HoldRoute, Raw: new(stream.RawSockets)}})
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,8 @@ type Net interface {
 	// Descriptors makes room for n open descriptors in this process if it can,
 	// and returns for how many there is room.
 	Descriptors(n int) int
+	// Memory says how much memory there still is, in each place that bounds it.
+	Memory() []Memory
 }
 
 // Tracked is a connection the kernel tracks.

@@ -110,8 +110,8 @@ func TestGate(t *testing.T) {
 	const most, low = 320, 310
 	g := gate{max: most}
 	enter := func() bool {
-		ok, _ := g.enter(t0)
-		return ok
+		why, _ := g.enter(t0)
+		return why == 0
 	}
 	for n := range most {
 		if !enter() {
@@ -119,12 +119,13 @@ func TestGate(t *testing.T) {
 		}
 	}
 	for i, want := range []bool{true, false, true} {
-		if ok, tell := g.enter(t0.Add(time.Duration(i) * warnEvery / 2)); ok || tell != want {
-			t.Errorf("above the maximum, %d: open %v, tell %v", i, ok, tell)
+		if why, tell := g.enter(t0.Add(time.Duration(i) * warnEvery / 2)); why != TooManyStreams || tell != want {
+			t.Errorf("above the maximum, %d: %v, tell %v", i, why, tell)
 		}
 	}
-	if n, turned := g.count(); n != most || turned != 3 {
-		t.Errorf("%d in, %d turned away", n, turned)
+	var s Stats
+	if g.stats(&s, t0); s.Admitted != most || s.Full != 3 {
+		t.Errorf("%d in, %d turned away", s.Admitted, s.Full)
 	}
 	for n := most; n > low; n-- {
 		g.leave()

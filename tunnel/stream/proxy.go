@@ -23,8 +23,6 @@ const (
 	// spareDescriptors are those for everything but streams: histories, links,
 	// handshakes in progress, the control socket.
 	spareDescriptors = 1024
-	// warnEvery is how often, at most, the log says that the gate closed.
-	warnEvery = time.Minute
 	// expireEvery is how often the hold table forgets what is too old.
 	expireEvery = time.Second
 )
@@ -177,12 +175,13 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	for _, l := range listeners {
-		p.spawn(func() { acceptLoop(ctx, l, p.log, p.routed) })
+		p.spawn(func() { acceptLoop(ctx, l, p.lacks, p.routed) })
 	}
 	if p.cfg.Segments != nil {
 		p.spawn(func() { p.cfg.Segments.Run(ctx, segmentIntake{p, ctx}) })
 	}
 	p.spawn(func() { p.expire(ctx) })
+	p.spawn(func() { p.watchMemory(ctx) })
 	p.spawn(func() { cancel(p.readHold(ctx, device)) })
 	<-ctx.Done()
 	err = context.Cause(ctx)
@@ -307,11 +306,15 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 
 // open finds a stream for a held SYN: at once for an early one.
 func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
+	away, closed := o.domain.away(), Reason(0)
+	if away == 0 {
+		closed = p.enter()
+	}
 	switch {
-	case !o.domain.reachable():
-		p.passHeld(o.domain, t, PeerUnreachable)
-	case !p.enter():
-		p.passHeld(o.domain, t, TooManyStreams)
+	case away != 0:
+		p.passHeld(o.domain, t, away)
+	case closed != 0:
+		p.passHeld(o.domain, t, closed)
 	case early && t.segment == 0:
 		p.release(ctx, t, o)
 	case early: // what it takes comes by whoever calls this
@@ -319,15 +322,6 @@ func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 	default:
 		p.spawn(func() { p.ask(ctx, o, t) })
 	}
-}
-
-// enter asks the gate for one more stream, and says so when it is closed.
-func (p *Proxy) enter() bool {
-	ok, tell := p.gate.enter(time.Now())
-	if tell {
-		p.log.Warn("as many streams as are allowed are open: new connections pass without optimisation until fewer are", "streams", p.cfg.MaxStreams)
-	}
-	return ok
 }
 
 // ask has the peer connect and gives the client its answer.
@@ -348,6 +342,8 @@ func (p *Proxy) ask(ctx context.Context, o *opened, t tuple) {
 		p.passHeld(o.domain, t, PeerFailed)
 	case unreached:
 		p.passHeld(o.domain, t, PeerUnreachable)
+	case unequipped:
+		p.passHeld(o.domain, t, OutOfResources)
 	default:
 		p.mu.Lock()
 		s, packet, ok := p.table.Refused(t)
@@ -500,7 +496,7 @@ func (p *Proxy) join(t tuple) *opened {
 		return o
 	}
 	rule, split := p.policy.rule(t)
-	if split && t.segment == 0 && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) && p.enter() {
+	if split && t.segment == 0 && rule.Handshake == config.Early && !p.cfg.Net.Own(t.dst.Addr()) && p.enter() == 0 {
 		return p.planned(rule)
 	}
 	p.stray++
@@ -544,46 +540,4 @@ func (p *Proxy) expire(ctx context.Context) {
 			p.cfg.Segments.Remove(f)
 		}
 	}
-}
-
-// gate admits up to max streams, and when it was full only when a 32nd of them
-// has left. Safe for concurrent use.
-type gate struct {
-	max int
-
-	mu     sync.Mutex
-	n      int
-	full   bool
-	turned uint64    // how many were not admitted
-	told   time.Time // when tell was last true
-}
-
-// enter admits one more, or does not; tell: someone should know, but not more
-// often than every warnEvery.
-func (g *gate) enter(now time.Time) (ok, tell bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.full = g.n >= g.max || g.full && g.n >= g.max-g.max/32
-	if !g.full {
-		g.n++
-		return true, false
-	}
-	g.turned++
-	if tell = g.told.IsZero() || now.Sub(g.told) >= warnEvery; tell {
-		g.told = now
-	}
-	return false, tell
-}
-
-func (g *gate) leave() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.n--
-}
-
-// count returns how many are in, and how many were turned away.
-func (g *gate) count() (n int, turned uint64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.n, g.turned
 }

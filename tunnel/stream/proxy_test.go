@@ -522,6 +522,67 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestMemoryShort: while memory is short at either site new connections pass as
+// packets, those that are open go on, and above the low mark new ones are split again.
+func TestMemoryShort(t *testing.T) {
+	for _, near := range []bool{true, false} {
+		bubble(t, 20*time.Millisecond, func(w *world) {
+			short := map[bool]*site{true: w.a, false: w.b}[near]
+			echo := func(c *streamtest.Conn) {
+				t.Helper()
+				c.Write([]byte("is anybody there?"))
+				if _, err := io.ReadFull(c, make([]byte, 17)); err != nil {
+					t.Error(err)
+				}
+			}
+			dst := netip.AddrPortFrom(server, 4000)
+			l := w.fabric.Serve(dst)
+			defer l.Close()
+			go echoConns(l)
+			var open []*streamtest.Conn
+			for _, c := range []struct {
+				free uint64
+				want streamtest.How
+			}{{70 << 20, streamtest.Split}, {60 << 20, streamtest.Direct}, {120 << 20, streamtest.Direct}, {130 << 20, streamtest.Split}, {70 << 20, streamtest.Split}} {
+				short.net.SetFree(c.free)
+				time.Sleep(2 * time.Second)
+				conn, how, err := w.connect(dst)
+				if err != nil || how != c.want {
+					t.Fatalf("near %v, %d MiB free: %v, %v", near, c.free>>20, how, err)
+				}
+				open = append(open, conn)
+				for _, c := range open {
+					echo(c)
+				}
+				if s := short.proxy.Stats(); s.Memory.Short != (c.want == streamtest.Direct) || s.Memory.Free != c.free {
+					t.Errorf("near %v, %d MiB free: %+v", near, c.free>>20, s.Memory)
+				}
+			}
+			why := stream.PeerFailed
+			if near {
+				why = stream.MemoryShort
+			}
+			w.a.net.Forwarded = []stream.Tracked{tracked(open[1]), tracked(open[2])}
+			for _, f := range w.a.proxy.Flows(100).Flows {
+				if f.Carried == "packets" && f.Reason != why {
+					t.Errorf("near %v: %+v", near, f)
+				}
+			}
+			for _, c := range open {
+				c.CloseWrite()
+				io.ReadAll(c)
+				c.Finish()
+			}
+		})
+	}
+}
+
+// tracked is how the kernel tracks a client's connection.
+func tracked(c *streamtest.Conn) stream.Tracked {
+	src, dst := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	return stream.Tracked{Proto: 6, Src: src, Dst: dst, At: dst}
+}
+
 // fill connects five times as often as there may be streams, all at once.
 func fill(t *testing.T, w *world, port uint16, most int) {
 	dst := netip.AddrPortFrom(server, port)

@@ -49,6 +49,8 @@ type SegmentHandler interface {
 	Passed(why byte, f divert.Flow)
 	// Moved says that a host of a flow is elsewhere.
 	Moved(f divert.Flow)
+	// Failed says that a connection could not be accepted.
+	Failed(err error)
 }
 
 // hostMACs are those of the two hosts of a tuple; zero where they are not of a
@@ -178,6 +180,9 @@ func (s segmentIntake) SYN(segment uint16, peer string, frame []byte) {
 func (s segmentIntake) Accepted(segment uint16, c Conn) {
 	s.accepted(s.ctx, tuple{src: addrPort(c.RemoteAddr()), dst: addrPort(c.LocalAddr()), segment: segment}, c)
 }
+
+// Failed implements SegmentHandler.
+func (s segmentIntake) Failed(err error) { s.lacks(err) }
 
 // Passed implements SegmentHandler.
 func (s segmentIntake) Passed(why byte, f divert.Flow) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"syscall"
@@ -36,15 +35,15 @@ func (q *peer) listen(ctx context.Context) {
 			continue
 		}
 		stop := context.AfterFunc(ctx, func() { l.Close() })
-		acceptLoop(ctx, l, q.log, q.admit)
+		acceptLoop(ctx, l, q.p.lacks, q.admit)
 		stop()
 		l.Close()
 	}
 }
 
 // acceptLoop hands on what l accepts until it is closed; other errors (no
-// descriptors left) only make it pause.
-func acceptLoop(ctx context.Context, l Listener, log *slog.Logger, take func(context.Context, Conn)) {
+// descriptors left), which failed is told, only make it pause.
+func acceptLoop(ctx context.Context, l Listener, failed func(error), take func(context.Context, Conn)) {
 	for {
 		c, err := l.Accept()
 		switch {
@@ -53,7 +52,7 @@ func acceptLoop(ctx context.Context, l Listener, log *slog.Logger, take func(con
 		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil:
 			return
 		default:
-			log.Warn("accept", "err", err)
+			failed(err)
 			sleep(ctx, backoffMin)
 		}
 	}
@@ -128,7 +127,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 	if kind := q.mayDial(pc.domain, t); kind != 0 {
 		return q.refuse(pc, kind)
 	}
-	if !q.p.enter() {
+	if q.p.enter() != 0 {
 		return q.refuse(pc, Unable)
 	}
 	defer q.p.gate.leave()
@@ -145,6 +144,7 @@ func (q *peer) serveOpen(ctx context.Context, pc *peerConn) error {
 		return err
 	}
 	if err != nil {
+		q.p.lacks(err)
 		return q.refuse(pc, refusalOf(err))
 	}
 	if err := pc.out.data(appendOpened(nil, startWindow)); err != nil {

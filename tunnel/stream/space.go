@@ -336,7 +336,7 @@ func (d devices) Device(segment uint16, mtu int) (int, error) {
 	l.spaces[segment] = s
 	for _, ln := range s.listeners {
 		l.tasks.Go(func() {
-			acceptLoop(l.ctx, ln, l.log, func(_ context.Context, c Conn) { l.handler.Accepted(segment, c) })
+			acceptLoop(l.ctx, ln, l.handler.Failed, func(_ context.Context, c Conn) { l.handler.Accepted(segment, c) })
 		})
 	}
 	return s.tap, nil

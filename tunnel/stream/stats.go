@@ -24,6 +24,12 @@ type Stats struct {
 	Admitted int    `json:"admitted"`
 	Max      int    `json:"max"`
 	Full     uint64 `json:"full"`
+	// Memory is that of the place with the least left above its mark. Lack says what
+	// the kernel had no more of within the last minute, as a sentence with what to
+	// do; Lacked counts how often.
+	Memory MemoryStats `json:"memory"`
+	Lack   string      `json:"lack,omitempty"`
+	Lacked uint64      `json:"lacked"`
 	// Peers has one entry per link, in the order of Config.Links.
 	Peers []PeerStats `json:"peers"`
 }
@@ -102,7 +108,7 @@ func (p *Proxy) Stats() Stats {
 	s := Stats{Held: p.table.Held(), HeldPassed: p.table.Crowded(), Malformed: p.malformed, Stray: p.stray}
 	p.mu.Unlock()
 	s.Max = p.cfg.MaxStreams
-	s.Admitted, s.Full = p.gate.count()
+	p.gate.stats(&s, time.Now())
 	for _, q := range p.peers {
 		ps := q.snapshot()
 		s.Peers = append(s.Peers, ps)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -128,6 +129,8 @@ type Net struct {
 
 	f   *Fabric
 	own netip.Addr
+
+	taken atomic.Uint64 // memory
 
 	mu     sync.Mutex
 	hold   *tun
@@ -274,6 +277,15 @@ func (n *Net) Via(a netip.Addr) string { return n.Routes[a] }
 
 // Descriptors implements stream.Net: there are always enough.
 func (n *Net) Descriptors(want int) int { return want }
+
+// Memory implements stream.Net with what SetFree said, of 1 GiB.
+func (n *Net) Memory() []stream.Memory {
+	const total = 1 << 30
+	return []stream.Memory{{Place: "host", Free: total - n.taken.Load(), Total: total}}
+}
+
+// SetFree says how many bytes of memory are free, of 1 GiB.
+func (n *Net) SetFree(free uint64) { n.taken.Store(1<<30 - free) }
 
 // direct connects client and server without any agent.
 func (f *Fabric) direct(k flow) {

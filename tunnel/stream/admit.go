@@ -1,0 +1,182 @@
+package stream
+
+import (
+	"errors"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// warnEvery is how often, at most, the log says that the gate closed, or that
+	// something has run out.
+	warnEvery = time.Minute
+	// lackPause is for how long no stream is begun after the kernel had no more of
+	// what each of them needs, lackLife how long that is shown.
+	lackPause = time.Second
+	lackLife  = time.Minute
+)
+
+// errNoPorts is wrapped by the error about a connection to a peer for which there
+// was no port left.
+var errNoPorts = errors.New("no port left")
+
+// lackOf says what the kernel had no more of when it gave err, and what to do;
+// empty if that was not the reason.
+func lackOf(err error) string {
+	switch {
+	case errors.Is(err, syscall.EMFILE):
+		return "descriptors of the stream process have run out: raise its limit (systemd: LimitNOFILE=)"
+	case errors.Is(err, syscall.ENFILE):
+		return "descriptors of this host have run out: raise fs.file-max"
+	case errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.ENOBUFS):
+		return "the kernel has no memory for more connections: see net.ipv4.tcp_mem and the memory of this host"
+	case errors.Is(err, errNoPorts):
+		return "ports for connections to the peer's agent have run out: widen net.ipv4.ip_local_port_range"
+	}
+	return ""
+}
+
+// lacks takes note of an error of the kernel. Where it means that something has run
+// out that every stream needs, none is begun for a moment, and warm connections give
+// way to what has begun; ports do not end here what comes from peers.
+func (p *Proxy) lacks(err error) {
+	what, all := lackOf(err), !errors.Is(err, errNoPorts)
+	tell := p.gate.lacks(what, all, time.Now())
+	switch {
+	case what == "":
+		p.log.Debug("connection", "err", err)
+		return
+	case tell:
+		p.log.Warn(what, "err", err)
+	}
+	if all {
+		for _, q := range p.peers {
+			q.cool()
+		}
+	}
+}
+
+// cool closes the warm connections.
+func (q *peer) cool() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.domains {
+		for _, pc := range d.ready {
+			pc.conn.Close()
+		}
+		signal(d.wake)
+	}
+}
+
+// enter asks the gate for one more stream, and says so when it is closed; 0: it is
+// not.
+func (p *Proxy) enter() Reason {
+	why, tell := p.gate.enter(time.Now())
+	if tell {
+		p.log.Warn("new connections pass without optimisation: "+why.text(), "streams", p.cfg.MaxStreams)
+	}
+	return why
+}
+
+// text is the reason in words.
+func (r Reason) text() string { return Reasons()[r-1].Why }
+
+// gate admits up to max streams, and when it was full only when a 32nd of them
+// has left; none while memory is short or something has just run out. Safe for
+// concurrent use.
+type gate struct {
+	max int
+
+	mu     sync.Mutex
+	n      int
+	full   bool
+	memory MemoryStats
+	turned uint64    // how many were not admitted
+	told   time.Time // when enter's tell was last true
+
+	lack   string // what ran out last,
+	lackAt time.Time
+	pause  time.Time // until then nobody enters
+	lacked uint64
+	warned time.Time // when lacks' tell was last true
+}
+
+// enter admits one more, or says why not; tell: someone should know, but not more
+// often than every warnEvery.
+func (g *gate) enter(now time.Time) (why Reason, tell bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.full = g.n >= g.max || g.full && g.n >= g.max-g.max/32
+	switch {
+	case g.full:
+		why = TooManyStreams
+	case g.memory.Short:
+		why = MemoryShort
+	case now.Before(g.pause):
+		why = OutOfResources
+	default:
+		g.n++
+		return 0, false
+	}
+	g.turned++
+	return why, due(&g.told, now)
+}
+
+// due reports whether warnEvery has passed since last, and sets it if so.
+func due(last *time.Time, now time.Time) bool {
+	if !last.IsZero() && now.Sub(*last) < warnEvery {
+		return false
+	}
+	*last = now
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n--
+}
+
+// lacks notes what has run out, empty: nothing; everyone: nobody is to enter for a
+// moment. tell is as in enter.
+func (g *gate) lacks(what string, everyone bool, now time.Time) (tell bool) {
+	if what == "" {
+		return false
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if everyone {
+		g.pause = now.Add(lackPause)
+	}
+	g.lack, g.lackAt = what, now
+	g.lacked++
+	return due(&g.warned, now)
+}
+
+// paused is for how long nobody enters because something has run out.
+func (g *gate) paused(now time.Time) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.pause.Sub(now)
+}
+
+// remember takes what is known about memory now, and reports whether Short has
+// changed.
+func (g *gate) remember(m MemoryStats) (changed bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	changed = g.memory.Short != m.Short
+	g.memory = m
+	return changed
+}
+
+// stats writes what is in, and what was turned away.
+func (g *gate) stats(s *Stats, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.Admitted, s.Full, s.Memory, s.Lacked = g.n, g.turned, g.memory, g.lacked
+	if g.lack != "" && now.Sub(g.lackAt) < lackLife {
+		s.Lack = g.lack
+	}
+}
