@@ -8,6 +8,7 @@ import (
 
 	"stitch/tunnel/config"
 	"stitch/tunnel/control"
+	"stitch/tunnel/redirect"
 	"stitch/tunnel/stream"
 	"stitch/tunnel/wg"
 )
@@ -42,6 +43,9 @@ func (p *linkPlane) status(context.Context) control.Status {
 		s.Alarms = append(s.Alarms, "kernel: "+m.Error)
 	}
 	s.Alarms = append(s.Alarms, m.Warnings...)
+	if a := trackingAlarm(redirect.Tracked()); a != "" {
+		s.Alarms = append(s.Alarms, a)
+	}
 	for _, o := range m.Owners {
 		s.Workloads = append(s.Workloads, control.Workload{Name: o.Workload, Site: o.Site, Seq: o.Seq, Here: o.Site == p.cfg.Site})
 	}
@@ -51,14 +55,23 @@ func (p *linkPlane) status(context.Context) control.Status {
 	return s
 }
 
+// trackingAlarm says that the kernel's table of connections is nearly full, of most, or
+// is nothing.
+func trackingAlarm(n, most int) string {
+	if most == 0 || n < most-most/10 {
+		return ""
+	}
+	return fmt.Sprintf("the kernel tracks %d of at most %d connections: when the table is full it loses new ones of every kind: raise net.netfilter.nf_conntrack_max", n, most)
+}
+
 // streamStatus is the stream plane's part of the agent's status.
 func streamStatus(st stream.Stats) control.Status {
 	s := control.Status{Streams: control.Raw(st)}
 	if st.Admitted >= st.Max {
 		s.Alarms = append(s.Alarms, fmt.Sprintf("%d streams are open, as many as are allowed: new connections pass without optimisation (%d so far)", st.Admitted, st.Full))
 	}
-	if m := st.Memory; m.Short {
-		s.Alarms = append(s.Alarms, fmt.Sprintf("memory is short: %d of %d MiB are free (%s): new connections pass without optimisation until %d are; give it more, or [history] less", m.Free>>20, m.Total>>20, m.Place, 2*m.Mark>>20))
+	if m := st.Memory; m.Short || m.Lately {
+		s.Alarms = append(s.Alarms, fmt.Sprintf("memory is short (%s): %d of %d MiB are free, %d are kept for the streams that are open: new connections pass without optimisation (%d so far); give it more, or [history] less", m.Place, m.Free>>20, m.Total>>20, m.Mark>>20, m.Turned))
 	}
 	if st.Lack != "" {
 		s.Alarms = append(s.Alarms, fmt.Sprintf("%s; new connections passed without optimisation (%d times so far)", st.Lack, st.Lacked))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink/nl"
@@ -88,4 +89,15 @@ func runNft(text string) error {
 		return fmt.Errorf("redirect: nft: %s: %w", line, err)
 	}
 	return nil
+}
+
+// Tracked is how many connections the kernel tracks in this network namespace, and how
+// many it can; 0 and 0 if it does not say.
+func Tracked() (n, most int) {
+	n, err1 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_count"))
+	most, err2 := strconv.Atoi(sysctl("net/netfilter/nf_conntrack_max"))
+	if err1 != nil || err2 != nil {
+		return 0, 0
+	}
+	return n, most
 }

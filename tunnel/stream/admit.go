@@ -88,12 +88,15 @@ func (r Reason) text() string { return Reasons()[r-1].Why }
 type gate struct {
 	max int
 
-	mu     sync.Mutex
-	n      int
-	full   bool
-	memory MemoryStats
-	turned uint64    // how many were not admitted
-	told   time.Time // when enter's tell was last true
+	mu       sync.Mutex
+	n        int
+	full     bool
+	memory   MemoryStats
+	fresh    int       // have lately begun, and may not have taken their memory yet
+	noRoom   uint64    // how many were not admitted because of memory,
+	noRoomAt time.Time // the last one
+	turned   uint64    // how many were not admitted
+	told     time.Time // when enter's tell was last true
 
 	lack   string // what ran out last,
 	lackAt time.Time
@@ -111,12 +114,14 @@ func (g *gate) enter(now time.Time) (why Reason, tell bool) {
 	switch {
 	case g.full:
 		why = TooManyStreams
-	case g.memory.Short:
+	case g.memory.Short, g.memory.Total > 0 && g.fresh >= g.memory.room:
 		why = MemoryShort
+		g.noRoom, g.noRoomAt = g.noRoom+1, now
 	case now.Before(g.pause):
 		why = OutOfResources
 	default:
 		g.n++
+		g.fresh++
 		return 0, false
 	}
 	g.turned++
@@ -168,6 +173,7 @@ func (g *gate) remember(m MemoryStats) (changed bool) {
 	defer g.mu.Unlock()
 	changed = g.memory.Short != m.Short
 	g.memory = m
+	g.fresh /= 2
 	return changed
 }
 
@@ -176,6 +182,7 @@ func (g *gate) stats(s *Stats, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s.Admitted, s.Full, s.Memory, s.Lacked = g.n, g.turned, g.memory, g.lacked
+	s.Memory.Turned, s.Memory.Lately = g.noRoom, g.noRoom > 0 && now.Sub(g.noRoomAt) < lackLife
 	if g.lack != "" && now.Sub(g.lackAt) < lackLife {
 		s.Lack = g.lack
 	}

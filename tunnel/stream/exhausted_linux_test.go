@@ -1,13 +1,19 @@
 package stream_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -119,4 +125,117 @@ func TestKernelExhausted(t *testing.T) {
 	short(t, "without ports", "dc1", "ip_local_port_range")
 	r.sh("e1", "cat /run/"+r.prefix+"ports >/proc/sys/net/ipv4/ip_local_port_range; rm /run/"+r.prefix+"ports")
 	r.again(addr)
+}
+
+// TestKernelTracked fills the tables in which the kernels of both edges track
+// connections: what is open goes on; a new one is lost in the kernel, as every
+// connection is, and connects as soon as there is room, without another try of its
+// client's program.
+func TestKernelTracked(t *testing.T) {
+	r := newRig(t)
+	const addr = "10.2.0.10:4000"
+	r.serveEcho(addr)
+	open := r.crowd(addr, 2)
+	for _, e := range []string{"e2", "e1"} { // the far one first: its peer's SYN is held
+		most := r.track(e)
+		for _, c := range open {
+			if err := echoed(c); err != nil {
+				t.Errorf("%s is full: what was open: %v", e, err)
+			}
+		}
+		before := r.streams("dc1")
+		done := make(chan error, 1)
+		go func() {
+			c, err := r.dial("h1", addr)
+			if err == nil {
+				err = echoed(c)
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("%s is full, with %d entries: connected all the same: %v", e, most, err)
+			continue
+		case <-time.After(1500 * time.Millisecond):
+		}
+		_, err := in(r, e, func() (int, error) { return 0, netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%s has room again: %v", e, err)
+		}
+		if n := r.streams("dc1") - before; n != 1 {
+			t.Errorf("%s has room again: %d connections were split", e, n)
+		}
+	}
+}
+
+// track fills the table of connections of an edge, with such that the kernel does not
+// give up to make room, and returns how many there may be.
+func (r *rig) track(e string) int {
+	r.t.Helper()
+	most, err := in(r, e, func() (int, error) {
+		most, err := numberIn("/proc/sys/net/netfilter/nf_conntrack_max")
+		if err != nil || most > 1<<20 {
+			return most, fmt.Errorf("this kernel tracks up to %d connections, too many to make: %w", most, err)
+		}
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return most, err
+		}
+		defer unix.Close(fd)
+		var batch []byte
+		for i := range most + 100 { // those beyond are refused
+			if batch = append(batch, trackedEntry(uint32(i))...); len(batch) > 32<<10 || i == most+99 {
+				if err := unix.Sendto(fd, batch, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+					return most, err
+				}
+				batch = batch[:0]
+			}
+		}
+		if n, err := numberIn("/proc/sys/net/netfilter/nf_conntrack_count"); err != nil || n < most {
+			return most, fmt.Errorf("%d of %d connections are tracked: %w", n, most, err)
+		}
+		return most, nil
+	})
+	if err != nil {
+		r.t.Fatalf("%s: %v", e, err)
+	}
+	return most
+}
+
+func numberIn(file string) (int, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
+
+// trackedEntry is the message that makes the kernel track a UDP connection of its own
+// for ten minutes.
+func trackedEntry(i uint32) []byte {
+	attr := func(typ uint16, body ...byte) []byte {
+		b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(body)))
+		b = append(binary.NativeEndian.AppendUint16(b, typ), body...)
+		return append(b, make([]byte, -len(b)&3)...)
+	}
+	nest := func(typ uint16, parts ...[]byte) []byte {
+		return attr(typ|unix.NLA_F_NESTED, slices.Concat(parts...)...)
+	}
+	here, there := binary.BigEndian.AppendUint32(nil, 100<<24|i>>8), []byte{100, 100, 0, byte(i)}
+	tuple := func(typ uint16, src, dst []byte) []byte {
+		return nest(typ,
+			nest(nl.CTA_TUPLE_IP, attr(nl.CTA_IP_V4_SRC, src...), attr(nl.CTA_IP_V4_DST, dst...)),
+			nest(nl.CTA_TUPLE_PROTO, attr(nl.CTA_PROTO_NUM, unix.IPPROTO_UDP), attr(nl.CTA_PROTO_SRC_PORT, 0, 9), attr(nl.CTA_PROTO_DST_PORT, 0, 9)))
+	}
+	const confirmedAssured = 1<<1 | 1<<2 | 1<<3 // and there was an answer
+	body := slices.Concat([]byte{unix.AF_INET, nl.NFNETLINK_V0, 0, 0},
+		tuple(nl.CTA_TUPLE_ORIG, here, there), tuple(nl.CTA_TUPLE_REPLY, there, here),
+		attr(nl.CTA_STATUS, 0, 0, 0, confirmedAssured), attr(nl.CTA_TIMEOUT, 0, 0, 600>>8, 600&0xff))
+	b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+	b = binary.NativeEndian.AppendUint16(b, uint16(netlink.ConntrackTable)<<8|nl.IPCTNL_MSG_CT_NEW)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	return append(append(b, make([]byte, 8)...), body...)
 }

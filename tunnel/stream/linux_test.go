@@ -133,20 +133,21 @@ func (r *rig) sh(ns, script string) {
 // start runs the stream process of a site.
 func (r *rig) start(site string) {
 	r.t.Helper()
-	cmd := exec.Command("ip", "netns", "exec", r.prefix+"e"+site[2:], os.Args[0])
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), edgeVariable+"="+site)
 	cmd.Stderr = os.Stderr
-	in, _ := cmd.StdinPipe()
-	out, _ := cmd.StdoutPipe()
-	if err := cmd.Start(); err != nil {
+	stdin, _ := cmd.StdinPipe()
+	stdout, _ := cmd.StdoutPipe()
+	// Not by "ip netns exec", which hides the control groups.
+	if _, err := in(r, "e"+site[2:], func() (int, error) { return 0, cmd.Start() }); err != nil {
 		r.t.Fatal(err)
 	}
-	e := &edge{cmd, in, json.NewDecoder(out)}
+	e := &edge{cmd, stdin, json.NewDecoder(stdout)}
 	r.edges[site] = e
 	r.t.Cleanup(func() { e.kill() })
 }
 
-// kill is kill -9; "ip netns exec" has become the process itself.
+// kill is kill -9.
 func (e *edge) kill() {
 	e.cmd.Process.Kill()
 	e.cmd.Wait()

@@ -6,20 +6,24 @@ import (
 	"math"
 	"os"
 	"path"
+	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
 )
 
 const (
-	// memoryEvery is how often memory is looked at: at 500 new connections a second
-	// far less than the mark is taken meanwhile.
-	memoryEvery = 500 * time.Millisecond
+	// memoryEvery is how often memory is looked at.
+	memoryEvery = 200 * time.Millisecond
 	// memoryShare of a place's memory, but at most maxReserve, is left to the
 	// streams that are open: below that no other is begun, until there is twice as
 	// much again.
 	memoryShare = 16
 	maxReserve  = 512 << 20
+	// streamTakes is what a stream may soon take that has just begun: its first
+	// window, and as much as the kernel keeps for its host.
+	streamTakes = startWindow + 2*localReceive
 )
 
 // Memory is a place that bounds how much memory this process may have.
@@ -40,22 +44,37 @@ type MemoryStats struct {
 	Free  uint64 `json:"free"`
 	Total uint64 `json:"total"`
 	Mark  uint64 `json:"mark"`
+	// Turned counts the connections that passed because of it, also those for which
+	// there would have been no room above Mark. Lately: one did within the last
+	// minute.
+	Turned uint64 `json:"turned"`
+	Lately bool   `json:"lately"`
+	// room is for how many streams that begin now there is room above Mark.
+	room int
 }
 
 // judge says how memory is; short: it was the last time.
 func judge(places []Memory, short bool) (out MemoryStats) {
 	least := int64(math.MaxInt64)
+	out.room = math.MaxInt
 	for _, m := range places {
 		mark := min(m.Total/memoryShare, maxReserve)
-		if short {
-			mark *= 2
-		}
-		if over := int64(m.Free) - int64(mark); over < least {
+		over := int64(m.Free) - int64(mark)
+		if over < least {
 			least = over
-			out = MemoryStats{Short: over < 0, Place: m.Place, Free: m.Free, Total: m.Total, Mark: min(m.Total/memoryShare, maxReserve)}
+			out = MemoryStats{Place: m.Place, Free: m.Free, Total: m.Total, Mark: mark, room: int(max(over, 0) / streamTakes), Short: out.Short}
 		}
+		out.Short = out.Short || over < 0 || short && over < int64(mark)
 	}
 	return out
+}
+
+// heapLimit is what this process's collector should keep its memory below, so that
+// garbage is no reason to be short: what the process has and what is free above twice
+// the mark. Half of the place is its own in any case: what others take there is not to be
+// made up for by collecting without end.
+func (m MemoryStats) heapLimit(own uint64) uint64 {
+	return max(m.Total/2, own+m.Free-min(own+m.Free, 2*m.Mark))
 }
 
 // watchMemory looks at memory until ctx is done.
@@ -67,7 +86,21 @@ func (p *Proxy) watchMemory(ctx context.Context) {
 		if p.gate.remember(m) {
 			p.log.Warn("memory", "short", m.Short, "place", m.Place, "free", m.Free, "mark", m.Mark)
 		}
+		p.cfg.Net.Collect(m)
 		sleep(ctx, memoryEvery)
+	}
+}
+
+// Collect implements Net.
+func (Linux) Collect(m MemoryStats) {
+	if m.Total == 0 {
+		return
+	}
+	own := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(own)
+	limit := int64(m.heapLimit(own[0].Value.Uint64() - own[1].Value.Uint64()))
+	if now := debug.SetMemoryLimit(-1); limit < now-now/memoryShare || limit > now+now/memoryShare { // each change stops the world
+		debug.SetMemoryLimit(limit)
 	}
 }
 

@@ -43,6 +43,58 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestRoom: of those that begin at once only as many enter as there is room for above
+// the mark; a look at what they have really taken makes room again.
+func TestRoom(t *testing.T) {
+	g := gate{max: 1000}
+	enter := func() (n int) {
+		for range 100 {
+			if why, _ := g.enter(t0); why == 0 {
+				n++
+			} else if why != MemoryShort {
+				t.Errorf("not in because of %d", why)
+			}
+		}
+		return n
+	}
+	if n := enter(); n != 100 {
+		t.Errorf("%d are in before memory is known", n)
+	}
+	look := func(free uint64) { g.remember(judge([]Memory{{"host", free, 1 << 30}}, false)) }
+	look(64<<20 + 60*streamTakes) // after which half of the 100 count as fresh
+	if n := enter(); n != 10 {
+		t.Errorf("%d are in, want 10", n)
+	}
+	look(64<<20 + 60*streamTakes)
+	if n := enter(); n != 30 {
+		t.Errorf("%d are in after the next look, want 30", n)
+	}
+	var s Stats
+	if g.stats(&s, t0); s.Memory.Turned != 90+70 || !s.Memory.Lately || s.Memory.Short {
+		t.Errorf("%+v", s.Memory)
+	}
+	if g.stats(&s, t0.Add(lackLife)); s.Memory.Lately {
+		t.Errorf("later: %+v", s.Memory)
+	}
+}
+
+// TestHeapLimit: the collector leaves free what others need, and never collects without
+// end for them.
+func TestHeapLimit(t *testing.T) {
+	const mb = 1 << 20
+	for _, c := range []struct{ total, free, own, want uint64 }{
+		{1600, 1400, 100, 1300}, // all but twice the mark of 100
+		{1600, 100, 1400, 1300}, // its own is what has filled it
+		{1600, 100, 300, 800},   // others are
+		{64 << 10, 100, 300, 32 << 10},
+	} {
+		m := judge([]Memory{{"host", c.free * mb, c.total * mb}}, false)
+		if got := m.heapLimit(c.own * mb); got != c.want*mb {
+			t.Errorf("%d of %d free, %d own: %d", c.free, c.total, c.own, got/mb)
+		}
+	}
+}
+
 // TestMemoryAt reads what kernels of both kinds write.
 func TestMemoryAt(t *testing.T) {
 	const meminfo = "MemTotal:       24684084 kB\nMemFree:        15196332 kB\nMemAvailable:   21051412 kB\nHugePages_Total:       0\n"

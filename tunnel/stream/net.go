@@ -55,6 +55,8 @@ type Net interface {
 	Descriptors(n int) int
 	// Memory says how much memory there still is, in each place that bounds it.
 	Memory() []Memory
+	// Collect has this process collect its garbage as memory requires.
+	Collect(m MemoryStats)
 }
 
 // Tracked is a connection the kernel tracks.
