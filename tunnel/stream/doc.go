@@ -52,18 +52,6 @@
 // vanishes with it, its routing table is empty, and SYNs fall through to the
 // main table.
 //
-// # Limits
-//
-// A stream needs two descriptors at each end, memory for what its host has not read
-// yet, and at the near end a port towards the peer. So the number of streams is
-// bounded, and every 200 ms memory is looked at: of the host, and of
-// each control group that limits it. Streams begin while there is room for what they
-// may soon take above a mark; below the mark none does, until there is twice as much.
-// The collector is told to keep garbage below the mark too. When the kernel says that
-// descriptors, memory for sockets or ports have run out, warm connections are closed
-// for those that have begun, and for a second none begins. Whatever does not begin
-// passes, and is an alarm that names the limit. What has begun is never ended.
-//
 // What this package needs from the kernel's rules: a SYN is marked MarkHold
 // only when it came from neither st-hold nor a link and no socket matches it;
 // the connection mark MarkSplit is set when TPROXY takes the SYN from st-hold
@@ -72,6 +60,18 @@
 // an ICMP error about a packet of a transparent socket is given to that socket
 // although it is addressed to the client, else an unreachable server is a
 // timeout.
+//
+// # Limits
+//
+// A stream needs two descriptors at each end, memory for what its host has not read
+// yet, and at the near end a port towards the peer. So the number of streams is
+// bounded, and every 200 ms memory is looked at: of the host, and of each control
+// group that limits it. Streams begin while there is room for what they
+// may soon take above a mark; below the mark none does, until there is twice as much.
+// The collector is told to keep garbage below the mark too. When the kernel says that
+// descriptors, memory for sockets or ports have run out, warm connections are closed
+// for those that have begun, and for a second none begins. Whatever does not begin
+// passes, and is an alarm that names the limit. What has begun is never ended.
 //
 // # Wire format
 //
