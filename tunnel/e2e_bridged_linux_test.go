@@ -271,6 +271,84 @@ func TestE2EBridgedKills(t *testing.T) {
 	}
 }
 
+// TestE2EBridgedMoves: a host that a rule treats as fixed appears at the other site all
+// the same. Its connections are reset at both ends, whoever began them, and the status
+// says what to do. The control is a connection to a host that stays, which goes on.
+func TestE2EBridgedMoves(t *testing.T) {
+	l := bridgedWorld(t, wan100)
+	ended := map[string]chan error{}
+	for _, c := range []struct{ from, to, dst string }{{"s1", "s2", s2IP}, {"s2", "s1", s1IP}} { // s1 will move
+		before := streamsTotal(t, l, "e1") + streamsTotal(t, l, "e2")
+		ln := listen(t, l, c.to, c.dst+":4000")
+		client := mustDial(t, l, c.from, c.dst+":4000")
+		server, err := ln.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		atClient, atServer := make(chan error, 1), make(chan error, 1)
+		ended[c.from+", which began it"], ended[c.to+", which "+c.from+" called"] = atClient, atServer
+		go func() { _, err := io.Copy(server, server); atServer <- err; server.Close() }()
+		exchange(t, client)
+		_ = client.SetDeadline(time.Time{})
+		go func() { _, err := client.Read(make([]byte, 1)); atClient <- err }()
+		if n := streamsTotal(t, l, "e1") + streamsTotal(t, l, "e2"); n != before+2 {
+			t.Fatalf("%s to %s: %d streams, want one at each site", c.from, c.to, n-before)
+		}
+	}
+	other := fixedHost(t, l, "h1", "10.1.0.21", "02:53:54:01:00:21")
+	go echoAll(listenAt(t, other, "10.1.0.21:4000"))
+	stays := mustDial(t, l, "s2", "10.1.0.21:4000")
+	exchange(t, stays)
+	for _, e := range []string{"e1", "e2"} {
+		if a := moveAlarms(t, l, e); len(a) > 0 {
+			t.Errorf("%s before the move: %q", e, a)
+		}
+	}
+	clone := fixedHost(t, l, "h2", "10.1.0.11", s1MAC) // s1, at the other site
+	if out, err := clone.Command(t.Context(), "ping", "-c", "3", "-i", "0.2", "-W", "1", s2IP).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for end, ch := range ended {
+		select {
+		case err := <-ch:
+			if !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%s: %v, want a reset", end, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: heard nothing of the move", end)
+		}
+	}
+	eventually(t, 5*time.Second, "the alarm", func() bool { return len(moveAlarms(t, l, "e2")) == 1 })
+	t.Log(moveAlarms(t, l, "e2"))
+	exchange(t, stays)
+}
+
+// fixedHost joins another host to the segment, by the bridge of h1 or h2.
+func fixedHost(t *testing.T, l *lab.Lab, at, addr, mac string) lab.Namespace {
+	t.Helper()
+	name := l.Options().Name
+	ns, port := lab.Namespace(name+"-x"+mac[15:]+at), "x"+mac[15:]
+	for _, args := range []string{
+		"netns add " + string(ns),
+		"link add eth0 netns " + string(ns) + " address " + mac + " type veth peer name " + port + " netns " + name + "-" + at,
+		"-n " + name + "-" + at + " link set " + port + " master br-vm up",
+		"-n " + string(ns) + " address add " + addr + "/24 dev eth0",
+		"-n " + string(ns) + " link set eth0 up",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", string(ns)).Run() })
+	return ns
+}
+
+// moveAlarms are those about hosts that have moved.
+func moveAlarms(t *testing.T, l *lab.Lab, edge string) []string {
+	t.Helper()
+	return slices.DeleteFunc(status(t, l, edge).Alarms, func(a string) bool { return !strings.Contains(a, "has moved") })
+}
+
 // processes are the pids of an edge's stream process and of its supervisor.
 func processes(t *testing.T, l *lab.Lab, edge string) (child, supervisor int) {
 	t.Helper()

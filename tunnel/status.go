@@ -35,7 +35,9 @@ func (p *linkPlane) status(context.Context) control.Status {
 		s.Alarms = append(s.Alarms, st.Alarms()...)
 	}
 	if p.divert != nil {
-		s.Divert = control.Raw(p.divert.Stats())
+		st := p.divert.Stats()
+		s.Divert = control.Raw(st)
+		s.Alarms = append(s.Alarms, st.Alarms()...)
 	}
 	m := p.manager.Stats()
 	s.Redirect = control.Raw(m)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,8 +32,9 @@ type Link struct {
 
 	segments map[uint16]*Segment // of Add; not changed once Run has begun
 
-	mu   sync.Mutex
-	conn *net.UnixConn // to the stream process; nil: none
+	mu    sync.Mutex
+	conn  *net.UnixConn // to the stream process; nil: none
+	moves moves
 }
 
 type counts struct{ asked, crowded, diverted, stray, lost atomic.Uint64 }
@@ -51,6 +53,40 @@ type Stats struct {
 	// Flows are the connections split now; Connected: the stream process is there.
 	Flows     int  `json:"flows"`
 	Connected bool `json:"connected"`
+	// Moved connections were reset since one of their hosts moved. LastMoved is the
+	// latest within the last ten minutes; nil: none.
+	Moved     uint64 `json:"moved"`
+	LastMoved *Flow  `json:"last_moved,omitempty"`
+}
+
+// Alarms are sentences about what needs a person; none when all is well.
+func (s *Stats) Alarms() []string {
+	if f := s.LastMoved; f != nil {
+		return []string{fmt.Sprintf("segment %d: a host of the connection from %v to %v has moved, so it was reset at both ends (%d so far): make a host that may move a [[workload]] at every site", f.Segment, f.Local, f.Remote, s.Moved)}
+	}
+	return nil
+}
+
+// movedLife is how long a connection that was reset because of a move is shown.
+const movedLife = 10 * time.Minute
+
+// moves remembers such connections.
+type moves struct {
+	n    uint64
+	last Flow
+	at   time.Time
+}
+
+// note takes one.
+func (m *moves) note(f Flow, now time.Time) { m.n, m.last, m.at = m.n+1, f, now }
+
+// show writes them into s.
+func (m *moves) show(s *Stats, now time.Time) {
+	s.Moved = m.n
+	if m.n > 0 && now.Sub(m.at) < movedLife {
+		f := m.last
+		s.LastMoved = &f
+	}
 }
 
 // NewLink returns a Link that will listen at path. Log may be nil.
@@ -263,5 +299,6 @@ func (l *Link) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	st.Connected = l.conn != nil
+	l.moves.show(&st, time.Now())
 	return st
 }

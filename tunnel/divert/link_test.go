@@ -257,11 +257,32 @@ func TestMoved(t *testing.T) {
 	if f := receive(t, r.streams.moved, "the news"); f != testFlow() {
 		t.Errorf("%+v has moved", f)
 	}
+	reset := tcpFrame(server, client, flagRST)
+	kernel := bytes.Clone(reset)
+	setMACs(kernel, DeviceMAC, DeviceMAC)
+	tap.in <- kernel
+	setMACs(reset, clientMAC, DeviceMAC)
+	if got := receive(t, r.port.delivered, "the reset"); !bytes.Equal(got, reset) {
+		t.Errorf("%x became %x: the host that has moved would be looked for where it was", reset, got)
+	}
 	r.add(c, testFlow())
 	r.segment.Seen(serverMAC)
 	receive(t, r.streams.moved, "the news")
 	if len(r.streams.moved) > 0 || len(tap.out) > 0 {
 		t.Error("it was said twice, or a frame went to the kernel")
+	}
+	if st := r.link.Stats(); st.Moved != 2 || st.LastMoved == nil || *st.LastMoved != testFlow() || len(st.Alarms()) != 1 {
+		t.Errorf("%+v: %q", st, st.Alarms())
+	}
+	var m moves
+	var none, st Stats
+	if m.show(&none, time.Now()); none.LastMoved != nil || none.Alarms() != nil {
+		t.Errorf("before any: %+v", none)
+	}
+	now := time.Now()
+	m.note(testFlow(), now)
+	if m.show(&st, now.Add(movedLife)); st.LastMoved != nil || st.Moved != 1 || st.Alarms() != nil {
+		t.Errorf("long ago: %+v", st)
 	}
 }
 

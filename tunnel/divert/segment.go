@@ -197,6 +197,9 @@ func (s *Segment) Seen(mac config.MAC) {
 func (s *Segment) hasMoved(e *entry) {
 	if e.moved.CompareAndSwap(false, true) {
 		s.log.Warn("a host of a split connection has moved: it is reset; make the host a [[workload]] if it may move", "local", e.Local, "remote", e.Remote)
+		s.link.mu.Lock()
+		s.link.moves.note(e.Flow, time.Now())
+		s.link.mu.Unlock()
 		s.link.send(e.append([]byte{byte(msgMoved)}))
 	}
 }
@@ -302,6 +305,10 @@ func (s *Segment) toLAN(frame []byte, h super.Header) {
 		s.link.count.lost.Add(1)
 		return
 	}
-	setMACs(frame, e.LocalMAC, e.RemoteMAC)
+	from := e.RemoteMAC
+	if e.moved.Load() { // the reset: it must not tell bridges that the host is back where it was
+		from = DeviceMAC
+	}
+	setMACs(frame, e.LocalMAC, from)
 	s.port.Deliver(e.Peer, frame, h)
 }

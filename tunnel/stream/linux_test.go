@@ -50,13 +50,19 @@ func edgeMain(name string) error {
 	go func() {
 		defer cancel()
 		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-			json.NewEncoder(os.Stdout).Encode(p.Stats())
+			json.NewEncoder(os.Stdout).Encode(report{p.Stats(), runtime.NumGoroutine()})
 		}
 	}()
 	if err := <-failed; ctx.Err() == nil {
 		return err
 	}
 	return nil
+}
+
+// report is what an edge answers.
+type report struct {
+	stream.Stats
+	Goroutines int
 }
 
 func edgeConfig(name string) (*config.Config, stream.Link) {
@@ -153,9 +159,11 @@ func (e *edge) kill() {
 	e.cmd.Wait()
 }
 
-func (r *rig) stats(site string) stream.Stats {
+func (r *rig) stats(site string) stream.Stats { return r.report(site).Stats }
+
+func (r *rig) report(site string) report {
 	r.t.Helper()
-	var s stream.Stats
+	var s report
 	io.WriteString(r.edges[site].in, "\n")
 	if err := r.edges[site].out.Decode(&s); err != nil {
 		r.t.Fatalf("stats of %s: %v", site, err)
