@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"stitch/tunnel/control"
 	"stitch/tunnel/divert"
 	"stitch/tunnel/lab"
 	"stitch/tunnel/stream"
@@ -271,6 +273,121 @@ func TestE2EBridgedKills(t *testing.T) {
 	}
 }
 
+// TestE2EBridgedAgentDies kills all processes of an agent at once while connections within
+// the segment are split, and starts the agent again: nothing of the old one is left in
+// the way, both ends of the connections hear a reset as soon as they say something, the
+// hosts go on knowing each other's MACs, and new connections are split. The control is
+// that they were alive before.
+func TestE2EBridgedAgentDies(t *testing.T) {
+	l := bridgedWorld(t, wan100)
+	ln := listen(t, l, "s2", s2IP+":4000")
+	for _, edge := range []string{"e1", "e2"} {
+		var ends []*net.TCPConn
+		for range 5 {
+			c := mustDial(t, l, "s1", s2IP+":4000")
+			s, err := ln.AcceptTCP()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { s.Close() })
+			ends = append(ends, c, s)
+			done := make(chan struct{})
+			go func() { _, _ = io.CopyN(s, s, int64(len(canary))); close(done) }()
+			exchange(t, c)
+			<-done
+		}
+		if st := divertStats(t, l, edge); st.Flows < 5 {
+			t.Fatalf("%s: %+v: the connections are not split", edge, st)
+		}
+		devices := deviceNames(t, l, edge)
+		killAgent(t, l, edge)
+		if got := deviceNames(t, l, edge); strings.Contains(got, "st-dc") {
+			t.Errorf("%s: a dead agent left %s", edge, got)
+		}
+		startAgain(t, l, edge)
+		if got := deviceNames(t, l, edge); got != devices {
+			t.Errorf("%s: devices %s, before %s", edge, got, devices)
+		}
+		for i, c := range ends {
+			_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+			_, err := c.Write([]byte("is anybody there?"))
+			if err == nil {
+				_, err = c.Read(make([]byte, 1))
+			}
+			if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+				t.Errorf("%s died: end %d: %v, want a reset", edge, i, err)
+			}
+		}
+		eventually(t, 20*time.Second, "connections are split again", func() bool {
+			before := streamsTotal(t, l, "e1")
+			c := mustDial(t, l, "s1", s2IP+":4000")
+			s, err := ln.AcceptTCP()
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { _, _ = io.Copy(s, s); s.Close() }()
+			exchange(t, c)
+			c.Close()
+			return streamsTotal(t, l, "e1") > before
+		})
+		for host, want := range map[string]string{"s1": s2IP + " dev eth0 lladdr " + s2MAC, "s2": s1IP + " dev eth0 lladdr " + s1MAC} {
+			if out := run(t, l, host, "ip", "neigh"); !strings.Contains(out, want) {
+				t.Errorf("%s: no %q in\n%s", host, want, out)
+			}
+		}
+	}
+}
+
+// deviceNames lists the devices of an edge.
+func deviceNames(t *testing.T, l *lab.Lab, edge string) string {
+	t.Helper()
+	return run(t, l, edge, "sh", "-c", "ls /sys/class/net | sort | tr '\n' ' '")
+}
+
+// killAgent kills an edge's supervisor and its children.
+func killAgent(t *testing.T, l *lab.Lab, edge string) {
+	t.Helper()
+	st := status(t, l, edge)
+	killAll(t, &st, parentOf(t, st.Processes[0].Pid))
+}
+
+// killAll kills the processes of a status, and another, and waits until they are gone.
+func killAll(t *testing.T, st *control.Status, other int) {
+	t.Helper()
+	pids := []int{other}
+	for _, p := range st.Processes {
+		pids = append(pids, p.Pid)
+	}
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // a child may have died with its parent
+	}
+	eventually(t, 10*time.Second, "the processes are gone", func() bool { return !slices.ContainsFunc(pids, alive) })
+}
+
+// alive reports whether a process runs; one that nobody has waited for does not.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return err == nil && !strings.HasPrefix(rest, "Z")
+}
+
+// startAgain starts an edge's agent, and waits until its link and its streams are there.
+func startAgain(t *testing.T, l *lab.Lab, edge string) {
+	t.Helper()
+	cmd := l.Command(edge, programPath(t), "up", filepath.Join(l.Options().Dir, edge+".toml"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	eventually(t, 20*time.Second, edge+" serves again", func() bool {
+		st, err := agentStatus(l, edge)
+		return err == nil && len(st.Links) == 1 && st.Links[0].State == "up" && strings.Contains(string(st.Divert), `"connected":true`)
+	})
+}
+
 // TestE2EBridgedMoves: a host that a rule treats as fixed appears at the other site all
 // the same. Its connections are reset at both ends, whoever began them, and the status
 // says what to do. The control is a connection to a host that stays, which goes on.
@@ -347,6 +464,49 @@ func fixedHost(t *testing.T, l *lab.Lab, at, addr, mac string) lab.Namespace {
 func moveAlarms(t *testing.T, l *lab.Lab, edge string) []string {
 	t.Helper()
 	return slices.DeleteFunc(status(t, l, edge).Alarms, func(a string) bool { return !strings.Contains(a, "has moved") })
+}
+
+// TestE2EBridgedRate moves data that nothing repeats between two hosts of the segment, and
+// between two that a router joins, through the same edges, in turns: carrying a segment's
+// connections must not be another class of cost. It says rates and processor time.
+func TestE2EBridgedRate(t *testing.T) {
+	if os.Getenv("STITCH_LONG") == "" {
+		t.Skip("a measurement: STITCH_LONG=1 runs it")
+	}
+	l := bridgedWorld(t, lab.Options{})
+	const size = 300 << 20
+	used := map[string]time.Duration{}
+	for round := range 3 {
+		for i, c := range []struct{ kind, from, to, addr string }{{"routed", "h1", "h2", "10.2.0.10:4000"}, {"bridged", "s1", "s2", s2IP + ":4000"}} {
+			ln := listen(t, l, c.to, c.addr)
+			taken := make(chan error, 1)
+			go func() {
+				s, err := ln.AcceptTCP()
+				if err == nil {
+					_, err = io.Copy(io.Discard, s)
+					s.Close()
+				}
+				taken <- err
+			}()
+			conn := mustDial(t, l, c.from, c.addr)
+			before, start := l.Processor("e1", "e2"), time.Now()
+			noise := rand.NewChaCha8([32]byte{byte(round), byte(i)})
+			if _, err := io.Copy(conn, io.LimitReader(noise, size)); err != nil {
+				t.Fatal(err)
+			}
+			conn.CloseWrite()
+			if err := <-taken; err != nil {
+				t.Fatal(err)
+			}
+			took, cpu := time.Since(start), l.Processor("e1", "e2")-before
+			ln.Close()
+			used[c.kind] += cpu
+			t.Logf("%s: %.0f Mbit/s, %.2f s of processor a GB", c.kind, size*8/took.Seconds()/1e6, cpu.Seconds()/size*1e9)
+		}
+	}
+	if used["bridged"] > 3*used["routed"] {
+		t.Errorf("bridged streams took %v of processor time, routed ones %v", used["bridged"], used["routed"])
+	}
 }
 
 // processes are the pids of an edge's stream process and of its supervisor.

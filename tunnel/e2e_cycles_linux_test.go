@@ -153,13 +153,11 @@ func (a *loneAgent) up() {
 	a.t.Helper()
 	a.cmd = a.ns.Command(context.Background(), programPath(a.t), "up", a.file)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := a.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
-	client := control.NewClient(filepath.Join(a.dir, "run", control.Socket))
 	eventually(a.t, 20*time.Second, "it serves", func() bool {
-		st, err := client.Status(a.t.Context())
+		st, err := a.client().Status(a.t.Context())
 		return err == nil && st.Streams != nil && st.Redirect != nil && strings.Contains(string(st.Divert), `"connected":true`)
 	})
 }
@@ -179,11 +177,18 @@ func (a *loneAgent) stop() {
 // kill ends the supervisor and its children at once, without a word.
 func (a *loneAgent) kill() {
 	a.t.Helper()
-	if err := syscall.Kill(-a.cmd.Process.Pid, syscall.SIGKILL); err != nil {
-		a.t.Error(err)
+	st, err := a.client().Status(context.Background())
+	if err != nil {
+		st = new(control.Status) // it does not even answer
 	}
+	killAll(a.t, st, a.cmd.Process.Pid)
 	_ = a.cmd.Wait() // killed
 	a.cmd = nil
+}
+
+// client asks it.
+func (a *loneAgent) client() *control.Client {
+	return control.NewClient(filepath.Join(a.dir, "run", control.Socket))
 }
 
 // objects lists what there is of the agent's in the kernel, without numbers that only
