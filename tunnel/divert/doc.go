@@ -14,8 +14,8 @@
 // made; what the kernel sends into the TAP gets the MACs of the two hosts and goes
 // on as if the peer had sent it: through the segment's filters, so that tables and
 // the LAN's bridge keep knowing where the far host is. Frames of the connection
-// that come from the peer all the same are dropped, since this site's host talks
-// to another TCP.
+// that come from the peer all the same are dropped and answered by a reset, since
+// this site's host talks to another TCP.
 //
 // The TAP is in a network namespace of its own, one for each segment, with
 // nothing else in it: all that comes from the TAP is for transparent sockets, all

@@ -46,7 +46,7 @@ type Stats struct {
 	Asked   uint64 `json:"asked"`
 	Crowded uint64 `json:"crowded"`
 	// Frames of split connections were taken from the LAN, Stray ones came from
-	// peers and were dropped, Lost ones the kernel sent for no connection.
+	// peers and were answered by a reset, Lost ones the kernel sent for no connection.
 	Frames uint64 `json:"frames"`
 	Stray  uint64 `json:"stray"`
 	Lost   uint64 `json:"lost"`

@@ -228,6 +228,10 @@ func TestFlow(t *testing.T) {
 			t.Errorf("%s from the peer: dropped %v", what, got)
 		}
 	}
+	want = resetFor(answer)
+	if got := receive(t, r.port.carried, "the reset for a peer's host without an agent"); !bytes.Equal(got, want) {
+		t.Errorf("%x was answered by %x", answer, got)
+	}
 	c.Remove(testFlow())
 	r.until("it is forgotten", r.segment.empty)
 	r.fromLAN("after its end", "dc2", ack, false)

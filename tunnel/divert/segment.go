@@ -175,7 +175,12 @@ func (s *Segment) FromPeer(frame []byte) bool {
 		s.forget(k, e)
 		return false
 	}
+	// The far host speaks, and not to an agent of its site: that one has died and knows
+	// the connection no more.
 	s.link.count.stray.Add(1)
+	if reset := resetFor(frame); reset != nil {
+		s.port.Carry(e.Peer, reset)
+	}
 	return true
 }
 

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"errors"
+	"io"
 	"sync"
 	"syscall"
 	"time"
@@ -77,6 +78,80 @@ func (p *Proxy) enter() Reason {
 		p.log.Warn("new connections pass without optimisation: "+why.text(), "streams", p.cfg.MaxStreams)
 	}
 	return why
+}
+
+// enterNear is enter for a stream that a client here begins: once its handshake is
+// complete the connection must be accepted, so what that takes is set aside before.
+func (p *Proxy) enterNear(o *opened) Reason {
+	if why := p.enter(); why != 0 {
+		return why
+	}
+	if err := p.spares.take(o, p.cfg.Net); err != nil {
+		p.gate.leave()
+		p.lacks(err)
+		return OutOfResources
+	}
+	return 0
+}
+
+// acceptFailed takes note of the error of a transparent listener, and reports whether
+// it has made room for the connection.
+func (p *Proxy) acceptFailed(err error) (room bool) {
+	p.lacks(err)
+	return (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && p.spares.lend()
+}
+
+// spares are descriptors set aside for connections that are to be accepted. Which is
+// whose does not matter. Safe for concurrent use.
+type spares struct {
+	mu   sync.Mutex
+	open []io.Closer
+	lent int // closed before the connection they are for was accepted
+}
+
+// take sets one aside for o.
+func (s *spares) take(o *opened, n Net) error {
+	c, err := n.Spare()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open, o.spare = append(s.open, c), true
+	return nil
+}
+
+// give returns that of o, if it has one.
+func (s *spares) give(o *opened) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !o.spare:
+	case s.lent > 0:
+		s.lent--
+	default:
+		s.drop()
+	}
+	o.spare = false
+}
+
+// lend closes one for a connection that waits; false: there is none.
+func (s *spares) lend() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.open) == 0 {
+		return false
+	}
+	s.lent++
+	s.drop()
+	return true
+}
+
+// drop closes one; mu is held.
+func (s *spares) drop() {
+	last := len(s.open) - 1
+	s.open[last].Close()
+	s.open = s.open[:last]
 }
 
 // text is the reason in words.

@@ -2,6 +2,7 @@ package stream_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +38,27 @@ func (r *rig) crowd(addr string, n int) (conns []*net.TCPConn) {
 		}
 	}
 	return conns
+}
+
+// burst opens n connections at once and uses each. None may fail.
+func (r *rig) burst(addr string, n int) {
+	r.t.Helper()
+	failed := make(chan error, n)
+	for range n {
+		go func() {
+			c, err := r.dial("h1", addr)
+			if err == nil {
+				c.SetDeadline(time.Now().Add(20 * time.Second))
+				err = errors.Join(echoed(c), c.Close())
+			}
+			failed <- err
+		}()
+	}
+	for range n {
+		if err := <-failed; err != nil {
+			r.t.Errorf("one of %d connections at once: %v", n, err)
+		}
+	}
 }
 
 // echoed sends something to an echo server and waits for it.
@@ -116,6 +138,7 @@ func TestKernelExhausted(t *testing.T) {
 			t.Fatal(err)
 		}
 		short(t, "without descriptors at "+site, site, "LimitNOFILE")
+		r.burst(addr, many)
 		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &old, nil); err != nil {
 			t.Fatal(err)
 		}

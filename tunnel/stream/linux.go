@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"syscall"
 	"time"
@@ -182,6 +184,9 @@ func (Linux) Descriptors(n int) int {
 	}
 	return int(have.Cur)
 }
+
+// Spare implements Net.
+func (Linux) Spare() (io.Closer, error) { return os.Open(os.DevNull) }
 
 // option sets something on a socket before it is bound.
 type option func(fd int) error

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -53,6 +54,8 @@ type Net interface {
 	// Descriptors makes room for n open descriptors in this process if it can,
 	// and returns for how many there is room.
 	Descriptors(n int) int
+	// Spare opens a descriptor that only takes the place of one.
+	Spare() (io.Closer, error)
 	// Memory says how much memory there still is, in each place that bounds it.
 	Memory() []Memory
 	// Collect has this process collect its garbage as memory requires.

@@ -61,6 +61,7 @@ type Proxy struct {
 	byName  map[string]*peer
 	gate    gate
 	bursts  bursts
+	spares  spares
 	benches benches
 	tasks   sync.WaitGroup
 	split   splitFlows
@@ -88,6 +89,7 @@ type opened struct {
 	mode   mode
 	macs   hostMACs
 	flow   *splitFlow // of a segment
+	spare  bool       // it has one of the spares
 	pc     *peerConn
 	window uint32
 }
@@ -175,7 +177,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 		}
 	}
 	for _, l := range listeners {
-		p.spawn(func() { acceptLoop(ctx, l, p.lacks, p.routed) })
+		p.spawn(func() { acceptLoop(ctx, l, p.acceptFailed, p.routed) })
 	}
 	if p.cfg.Segments != nil {
 		p.spawn(func() { p.cfg.Segments.Run(ctx, segmentIntake{p, ctx}) })
@@ -308,7 +310,7 @@ func (p *Proxy) passUnruled(t tuple, packet []byte) {
 func (p *Proxy) open(ctx context.Context, o *opened, t tuple, early bool) {
 	away, closed := o.domain.away(), Reason(0)
 	if away == 0 {
-		closed = p.enter()
+		closed = p.enterNear(o)
 	}
 	switch {
 	case away != 0:
@@ -452,6 +454,7 @@ func (o *opened) drop() {
 	p := o.domain.q.p
 	defer p.gate.leave()
 	defer p.split.end(o.flow, time.Now())
+	p.spares.give(o)
 	if o.pc != nil {
 		o.pc.conn.Close()
 		o.domain.forget(o.pc)
@@ -472,6 +475,7 @@ func (p *Proxy) accepted(ctx context.Context, t tuple, c Conn) {
 		c.Close()
 		return
 	}
+	p.spares.give(o)
 	wait, done := func(context.Context) {}, func() {}
 	if o.pc == nil {
 		wait, done = p.bursts.begin(t)

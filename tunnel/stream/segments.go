@@ -49,8 +49,9 @@ type SegmentHandler interface {
 	Passed(why byte, f divert.Flow)
 	// Moved says that a host of a flow is elsewhere.
 	Moved(f divert.Flow)
-	// Failed says that a connection could not be accepted.
-	Failed(err error)
+	// Failed says that a connection could not be accepted, and reports whether it
+	// can be now.
+	Failed(err error) bool
 }
 
 // hostMACs are those of the two hosts of a tuple; zero where they are not of a
@@ -182,7 +183,7 @@ func (s segmentIntake) Accepted(segment uint16, c Conn) {
 }
 
 // Failed implements SegmentHandler.
-func (s segmentIntake) Failed(err error) { s.lacks(err) }
+func (s segmentIntake) Failed(err error) bool { return s.acceptFailed(err) }
 
 // Passed implements SegmentHandler.
 func (s segmentIntake) Passed(why byte, f divert.Flow) {

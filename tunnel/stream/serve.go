@@ -35,15 +35,15 @@ func (q *peer) listen(ctx context.Context) {
 			continue
 		}
 		stop := context.AfterFunc(ctx, func() { l.Close() })
-		acceptLoop(ctx, l, q.p.lacks, q.admit)
+		acceptLoop(ctx, l, func(err error) bool { q.p.lacks(err); return false }, q.admit)
 		stop()
 		l.Close()
 	}
 }
 
 // acceptLoop hands on what l accepts until it is closed; other errors (no
-// descriptors left), which failed is told, only make it pause.
-func acceptLoop(ctx context.Context, l Listener, failed func(error), take func(context.Context, Conn)) {
+// descriptors left) only make it pause, unless failed has made room.
+func acceptLoop(ctx context.Context, l Listener, failed func(error) (room bool), take func(context.Context, Conn)) {
 	for {
 		c, err := l.Accept()
 		switch {
@@ -52,8 +52,9 @@ func acceptLoop(ctx context.Context, l Listener, failed func(error), take func(c
 		case errors.Is(err, net.ErrClosed) || ctx.Err() != nil:
 			return
 		default:
-			failed(err)
-			sleep(ctx, backoffMin)
+			if !failed(err) {
+				sleep(ctx, backoffMin)
+			}
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -277,6 +278,9 @@ func (n *Net) Via(a netip.Addr) string { return n.Routes[a] }
 
 // Descriptors implements stream.Net: there are always enough.
 func (n *Net) Descriptors(want int) int { return want }
+
+// Spare implements stream.Net: there are always enough.
+func (n *Net) Spare() (io.Closer, error) { return io.NopCloser(nil), nil }
 
 // Memory implements stream.Net with what SetFree said, of 1 GiB.
 func (n *Net) Memory() []stream.Memory {
