@@ -362,11 +362,14 @@ func killAll(t *testing.T, st *control.Status, other int) {
 	eventually(t, 10*time.Second, "the processes are gone", func() bool { return !slices.ContainsFunc(pids, alive) })
 }
 
-// alive reports whether a process runs; one that nobody has waited for does not.
+// alive reports whether a process runs. One that nobody has waited for does not, once the
+// last of its threads has ended: until then it has its sockets.
 func alive(pid int) bool {
+	const threads = 17 // of the fields after the name
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	_, rest, _ := strings.Cut(string(text), ") ")
-	return err == nil && !strings.HasPrefix(rest, "Z")
+	f := strings.Fields(rest)
+	return err == nil && len(f) > threads && (f[0] != "Z" || f[threads] != "0" && f[threads] != "1")
 }
 
 // startAgain starts an edge's agent, and waits until its link and its streams are there.
