@@ -86,7 +86,7 @@ func TestKernelMemory(t *testing.T) {
 	if near.Memory.Short || near.Memory.Turned > 0 {
 		t.Errorf("the near side: %+v", near.Memory)
 	}
-	r.crowd(echo, 5)
+	conns = append(conns, r.crowd(echo, 5)...)
 	for _, c := range conns {
 		c.SetLinger(0)
 		c.Close()
