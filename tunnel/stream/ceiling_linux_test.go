@@ -49,6 +49,9 @@ func (r *rig) limited(site string, bytes int) string {
 // have ended new ones are split again. The control is the near process, which has the
 // memory.
 func TestKernelMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the race detector, with which -short is used, takes much more memory than the process")
+	}
 	r := newRig(t)
 	const addr, echo, many, room = "10.2.0.10:6200", "10.2.0.10:6201", 400, 256 << 20
 	r.serveEcho(echo)
