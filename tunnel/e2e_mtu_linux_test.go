@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,14 +17,14 @@ import (
 
 	"stitch/scripts/traffic"
 	"stitch/tunnel/lab"
+	"stitch/tunnel/wg"
 )
 
 // TestE2EBlackHole: the path begins to swallow datagrams above 1400 bytes and
 // says nothing. Connections on the link and on the segment that were opened
 // before go on, in packets that fit. The control case is the same connections
-// before, in packets that fill 1500 bytes. Then the path carries no more than IPv6
-// asks for, 1280 bytes: first the kernels know it, as from ICMP, and fragment, then
-// nobody says so.
+// before, in packets that fill 1500 bytes, whatever forged ICMP says. At last the path
+// carries no more than IPv6 asks for, 1280 bytes.
 func TestE2EBlackHole(t *testing.T) {
 	l := world(t, lab.Options{Rate: 100e6, RTT: 20 * time.Millisecond})
 	flows := map[string]*atomic.Int64{
@@ -42,6 +43,7 @@ func TestE2EBlackHole(t *testing.T) {
 			t.Errorf("%s sends packets of %d bytes before, want 1440", edge, got)
 		}
 	}
+	forged(t, l, progress)
 	for _, edge := range []string{"e1", "e2"} {
 		run(t, l, edge, "nft", "add table inet hole { chain in { type filter hook prerouting priority -400; iifname wan0 udp length > 1380 drop; }; }")
 	}
@@ -52,20 +54,75 @@ func TestE2EBlackHole(t *testing.T) {
 	t.Logf("found out in %v", time.Since(start).Round(10*time.Millisecond))
 	progress("after")
 
-	routes := map[string][]string{"e1": {"198.51.100.20/32", "203.0.113.1"}, "e2": {"203.0.113.10/32", "198.51.100.1"}}
-	for edge, r := range routes {
-		run(t, l, edge, "nft", "delete table inet hole")
-		run(t, l, edge, "ip", "route", "add", r[0], "via", r[1], "dev", "wan0", "mtu", "1280")
-	}
-	progress("in fragments")
-	for edge, r := range routes {
-		run(t, l, edge, "ip", "route", "del", r[0])
-		run(t, l, edge, "nft", "add table inet hole { chain in { type filter hook prerouting priority -400; iifname wan0 udp length > 1260 drop; }; }")
+	for _, edge := range []string{"e1", "e2"} {
+		run(t, l, edge, "nft", "flush chain inet hole in; add rule inet hole in iifname wan0 udp length > 1260 drop")
 	}
 	eventually(t, 30*time.Second, "both ends send packets that fit into 1280 bytes", func() bool {
 		return innerMTU(t, l, "e1") == 1216 && innerMTU(t, l, "e2") == 1216
 	})
 	progress("in 1280 bytes")
+}
+
+// forged is N-06 and M-05: somebody on the way tells e1's kernel that the path to e2
+// carries little, that nobody is there, and of a better way. The link does not heed
+// it: nothing leaves in fragments, and no packet is smaller. The control case is the
+// kernel, which believes it.
+func forged(t *testing.T, l *lab.Lab, progress func(when string)) {
+	t.Helper()
+	before := linkDetail(t, l, "e1")
+	run(t, l, "e2", "nft", "add table ip watch { counter fragments { }; chain in { type filter hook prerouting priority -450; iifname wan0 ip frag-off & 0x3fff != 0 counter name fragments; }; }")
+	defer run(t, l, "e2", "nft", "delete table ip watch")
+	fd := rawIP(t, l, "e2")
+	quoted := hexBytes(t, "4500 059c 1234 4000 40 11 0000 cb00710a c6336414 ca6c ca6c 0588 0000") // of e1's to e2's port 51820
+	for _, icmp := range []string{
+		"03 04 0000 0000 0500", "03 04 0000 0000 0240", "03 04 0000 0000 0044", // fragmentation needed: 1280, 576, 68 bytes
+		"03 00 0000 00000000", "03 01 0000 00000000", "03 03 0000 00000000", "05 01 0000 cb007101", // net, host and port unreachable, a redirect
+	} {
+		message := append(hexBytes(t, icmp), quoted...)
+		binary.BigEndian.PutUint16(message[2:], ^sum16(message))
+		header := hexBytes(t, "4500 0000 0000 0000 40 01 0000 c6336401 cb00710a") // from e2's router; the kernel fills in the rest
+		if err := unix.Sendto(fd, append(header, message...), 0, &unix.SockaddrInet4{Addr: [4]byte{203, 0, 113, 10}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if route := run(t, l, "e1", "ip", "route", "get", "198.51.100.20"); !strings.Contains(route, " 552") {
+		t.Errorf("control case: the kernel did not believe it: %s", route)
+	}
+	progress("in spite of forged ICMP")
+	if out := run(t, l, "e2", "nft", "list", "counter", "ip", "watch", "fragments"); !strings.Contains(out, "packets 0 ") {
+		t.Errorf("fragments came: %s", out)
+	}
+	after := linkDetail(t, l, "e1")
+	if after.State != wg.Up || after.Since != before.Since || after.Endpoint != before.Endpoint || innerMTU(t, l, "e1") != 1440 {
+		t.Errorf("the link was %+v, is %+v", before, after)
+	}
+}
+
+// rawIP opens a socket of a host that sends whole IPv4 packets.
+func rawIP(t *testing.T, l *lab.Lab, host string) (fd int) {
+	t.Helper()
+	ns, err := l.Namespace(host)
+	if err == nil {
+		err = ns.Do(func() (err error) { fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW); return })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+// sum16 is the sum of the Internet checksum over an even number of bytes.
+func sum16(b []byte) uint16 {
+	sum := uint32(0)
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return uint16(sum)
 }
 
 // innerMTU is the largest packet an edge sends in one datagram.

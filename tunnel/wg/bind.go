@@ -34,6 +34,9 @@ type binder struct {
 	apart atomic.Bool
 	// unmerged says that the kernel may not hand over datagrams merged.
 	unmerged atomic.Bool
+	// measured says that this end finds out by itself what the path carries; it is
+	// set before Open. Then nothing else is believed about that.
+	measured bool
 	// watching says that received has to see data messages.
 	watching atomic.Bool
 
@@ -62,6 +65,9 @@ func (b *binder) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.mu.Unlock()
 	if b.unmerged.Load() {
 		b.ungro(actual)
+	}
+	if b.measured {
+		b.disbelieve(actual)
 	}
 	for i, fn := range fns {
 		fns[i] = b.receive(fn, closed)
@@ -100,14 +106,39 @@ func (b *binder) unmerge() (news bool) {
 	return true
 }
 
-// ungro switches UDP_GRO off on the sockets of a port. wireguard-go switches it on
-// and does not give its sockets away, so they are looked for among those of this
-// process. It takes datagrams that are not merged as they are.
+// ungro switches UDP_GRO off on the sockets of a port, which wireguard-go switches
+// on; it takes datagrams that are not merged as they are.
 func (b *binder) ungro(port uint16) {
-	entries, err := os.ReadDir("/proc/self/fd")
+	err := eachSocket(port, func(fd int, _ bool) error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0)
+	})
 	if err != nil {
 		b.log.Warn("receive offload stays on", "err", err)
-		return
+	}
+}
+
+// disbelieve has the kernel neither fragment what leaves from a port nor heed what
+// ICMP says about the path's MTU, which anybody can forge: one such packet in ten
+// minutes would have the link send small fragments only.
+func (b *binder) disbelieve(port uint16) {
+	err := eachSocket(port, func(fd int, six bool) error {
+		if six {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+	})
+	if err != nil {
+		b.log.Warn("the path's MTU is taken from ICMP, which may be forged", "err", err)
+	}
+}
+
+// eachSocket sets an option of the UDP sockets of a port; six: one of IPv6.
+// wireguard-go does not give its sockets away, so they are looked for among those
+// of this process.
+func eachSocket(port uint16, set func(fd int, six bool) error) error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
@@ -123,10 +154,11 @@ func (b *binder) ungro(port uint16) {
 		if err != nil || !(is4 && four.Port == int(port) || is6 && six.Port == int(port)) {
 			continue
 		}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 0); err != nil {
-			b.log.Warn("receive offload stays on", "err", err)
+		if err := set(fd, is6); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // setRTT tells the handshaker the smoothed round-trip time.
@@ -167,8 +199,9 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 }
 
 // send passes datagrams on, together or one at a time. Together they are
-// refused when the kernel has learnt of a smaller MTU on the path; what had left
-// already then leaves twice, and the receiver drops it.
+// refused when they are too big for the device, or for what the kernel has learnt of
+// the path to a stock peer; what had left already then leaves twice, and the receiver
+// drops it.
 func (b *binder) send(bufs [][]byte, ep conn.Endpoint) error {
 	if !b.apart.Load() {
 		err := b.Bind.Send(bufs, ep)

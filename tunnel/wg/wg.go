@@ -223,6 +223,7 @@ func Open(cfg Config) (*Link, error) {
 	ours := PublicKey(cfg.PrivateKey)
 	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
 	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.departed)
+	l.bind.measured = !cfg.Stock
 	l.bind.apart.Store(cfg.Apart)
 	l.bind.unmerged.Store(cfg.Apart)
 	l.mux.arrived = l.bind.backlog.left
