@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os/exec"
 	"slices"
@@ -29,7 +30,8 @@ func segmentStats(t *testing.T, l *lab.Lab, edge string) (out ether.Stats) {
 
 // TestE2ELoop lays a second cable between the LANs of a segment (L-01): one
 // edge blocks within 2 s and says so, routed traffic is not touched, and the
-// segment carries again when the cable is gone.
+// segment carries again when the cable is gone. Then a cable is laid within one LAN
+// (L-02).
 func TestE2ELoop(t *testing.T) {
 	l := world(t, lab.Options{})
 	ip := func(args ...string) {
@@ -76,6 +78,65 @@ func TestE2ELoop(t *testing.T) {
 	if n := lost(); n > 0 {
 		t.Errorf("%d routed pings were lost", n)
 	}
+	loopInside(t, l, ip)
+}
+
+// loopInside is L-02: two ports of one LAN are joined, by a cable of 4 Mbit/s so that
+// the storm does not take the machine. The edge there blocks the segment, and the other
+// site gets no more broadcasts than it would of any storm. That the storm is one is
+// seen by a host in it.
+func loopInside(t *testing.T, l *lab.Lab, ip func(...string)) {
+	e1 := l.Options().Name + "-e1"
+	out, there := rawSocket(t, l, "s1"), rawSocket(t, l, "s2")
+	before, sent := segmentStats(t, l, "e1"), time.Now()
+	ip("-n", e1, "link", "add", "loop1", "type", "veth", "peer", "name", "loop2")
+	for _, end := range []string{"loop1", "loop2"} {
+		run(t, l, "e1", "tc", "qdisc", "add", "dev", end, "root", "tbf", "rate", "4mbit", "burst", "5kb", "limit", "20kb")
+		ip("-n", e1, "link", "set", end, "master", "br-lan", "up")
+	}
+	received := func() uint64 {
+		var n uint64
+		if _, err := fmt.Sscan(run(t, l, "s1", "cat", "/sys/class/net/eth0/statistics/rx_packets"), &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	storm := received()
+	for range 20 {
+		frame := ethernet(t, "02:53:54:01:00:11", "ff:ff:ff:ff:ff:ff | 88b5", "<goes round>")
+		if _, err := unix.Write(out, frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 10*time.Second, "e1 blocks its segment", func() bool { return segmentStats(t, l, "e1").Loop != nil })
+	took := time.Since(sent)
+	eventually(t, 10*time.Second, "a storm", func() bool { return received()-storm > 3000 })
+	if segmentStats(t, l, "e2").Loop != nil {
+		t.Error("e2 is blocked, though the loop is at the other site")
+	}
+	ip("-n", e1, "link", "del", "loop1")
+	arrived := 0
+	buf := make([]byte, 2048)
+	for {
+		n, err := unix.Read(there, buf)
+		if err != nil {
+			break
+		}
+		if bytes.Contains(buf[:n], []byte("<goes round>")) {
+			arrived++
+		}
+	}
+	crossed := segmentStats(t, l, "e1").ToPeers - before.ToPeers
+	t.Logf("blocked after %v; %d frames went round to s1, %d crossed the link, %d arrived at s2", took.Round(time.Millisecond), received()-storm, crossed, arrived)
+	if most := 100 + int(500*took.Seconds()); arrived > most || crossed > uint64(most)+100 {
+		t.Errorf("%d frames crossed and %d arrived in %v, want at most %d", crossed, arrived, took, most)
+	}
+	if took > 4*time.Second {
+		t.Errorf("blocked after %v", took)
+	}
+	eventually(t, 15*time.Second, "the segment carries again", func() bool {
+		return segmentStats(t, l, "e1").Loop == nil && l.Command("s1", "ping", "-c1", "-W1", "10.1.0.12").Run() == nil
+	})
 }
 
 // TestE2ESilentHost restarts an edge whose hosts keep the MAC of a host at the
