@@ -315,3 +315,26 @@ func TestOwnSource(t *testing.T) {
 		})
 	}
 }
+
+// TestKernelWarnings is X-01: what keeps packets from crossing, and is another's to
+// change, is said. The control case is a host on which it is right.
+func TestKernelWarnings(t *testing.T) {
+	n := newKernelNS(t)
+	plan := Plan(siteConfig("dc2"), siteLinks("dc2"), nil, true)
+	const right = "sysctl -qw net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=0 net.ipv4.conf.all.src_valid_mark=0"
+	for wrong, want := range map[string]string{
+		"true":                             "",
+		"sysctl -qw net.ipv4.ip_forward=0": "does not forward IPv4",
+		"sysctl -qw net.bridge.bridge-nf-call-iptables=1": "IP firewall",
+		"sysctl -qw net.ipv4.conf.all.src_valid_mark=1":   "src_valid_mark",
+	} {
+		n.sh(right + "; " + wrong)
+		n.must(func() error {
+			ws := NewLinux(nil).Warnings(plan)
+			if want == "" && len(ws) > 0 || want != "" && (len(ws) != 1 || !strings.Contains(ws[0], want)) {
+				t.Errorf("%s: %q, want %q", wrong, ws, want)
+			}
+			return nil
+		})
+	}
+}

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -65,15 +67,21 @@ func send(t *testing.T, a, b *simEnd, from, to uint32) (arrived []uint32) {
 
 // TestJunk is N-01: datagrams of every type and length that are made up, or were
 // right before they were changed, and initiations that only lack the key. Nothing of
-// it comes out, the link stays up, and what was sent meanwhile arrives.
+// it comes out, the link stays up, what was sent afterwards arrives, and the log is
+// not flooded.
 func TestJunk(t *testing.T) {
 	bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
 		seen := &recorder{}
 		n.drops = seen.drops
-		a, b := connected(t, n)
+		var text bytes.Buffer // its handler has a lock
+		a, b := connected(t, n, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&text, nil)) })
 		defer a.close(t)
 		defer b.close(t)
 		send(t, a, b, 0, 100)
+		if text.Len() == 0 {
+			t.Error("control case: nothing was logged")
+		}
+		text.Reset()
 		edges, rng := len(a.states)+len(b.states), rand.New(rand.NewPCG(1, 9))
 		low, high := testKeys(7)
 		var macs [2]device.CookieGenerator // an initiation names its receiver in mac1
@@ -112,6 +120,9 @@ func TestJunk(t *testing.T) {
 		list, altered := numbers(b)
 		if back, _ := numbers(a); len(list)+len(back)+altered > 0 {
 			t.Errorf("junk came out: %d at b, %d at a, %d altered", len(list), len(back), altered)
+		}
+		if lines := strings.Count(text.String(), "\n"); lines > 20 {
+			t.Errorf("%d lines in the log: %.1000s", lines, text.String())
 		}
 		if got := send(t, a, b, 100, 600); len(got) != 500 || len(a.states)+len(b.states) != edges {
 			t.Errorf("%d of 500 packets arrived afterwards; %d edges", len(got), len(a.states)+len(b.states)-edges)
