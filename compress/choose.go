@@ -178,7 +178,7 @@ func (c *Chooser) choose() {
 		}
 	}
 	if best == c.level {
-		c.left = minStay
+		c.left = fade / 8
 		return
 	}
 	if best == c.last {

@@ -195,6 +195,23 @@ func TestChooserMixed(t *testing.T) {
 	}
 }
 
+// TestChooserLeavesSoon: over a fast link a stream whose beginning told nothing,
+// because it does not compress and costs little, is carried raw within 4 MiB of
+// where it turns into guest memory.
+func TestChooserLeavesSoon(t *testing.T) {
+	hard, text := guest(), guest()
+	for l := Fast; l < levels; l++ {
+		hard.out[l], hard.cost[l] = 0.99, 0.03*text.cost[l]
+	}
+	hard.link, text.link = 1.25e9, 1.25e9
+	c := NewChooser(100e6, 1)
+	c.SetLink(hard.link)
+	hard.run(c, 8)
+	if text.run(c, 16); c.Level() != Store {
+		t.Errorf("level %d after 4 MiB", c.Level())
+	}
+}
+
 // TestChooserSaves: a slow stretch of a stream that keeps up the floor on the
 // whole does not cost it the strongest level, and one that goes on and on does
 // not bring the whole below the floor.

@@ -131,6 +131,33 @@ func TestPlant(t *testing.T) {
 	}
 }
 
+// TestSkim: a repeat of skimmed bytes is found from the first anchor on that a
+// stripe has, at any alignment; of a short one there is mostly none.
+func TestSkim(t *testing.T) {
+	src := newSource(22, 200_000)
+	a, b := newSide(minSize), newSide(minSize)
+	skim := dial(t, a, b)
+	blk, err := skim.w.Skim(src.pool)
+	if err != nil || len(blk.Tokens) > 0 {
+		t.Fatalf("%+v, %v", blk, err)
+	}
+	a.record(blk.Spans, src.pool, everybody)
+	if err := skim.r.Put(src.pool, &blk); err != nil {
+		t.Fatal(err)
+	}
+	if err := skim.w.Acked(1); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, a, b)
+	if got := c.send(src.pool[777:]).Matched; c.deliver() || got < 190_000 {
+		t.Errorf("of 199,223 bytes skimmed before %d matched", got)
+	}
+	a.h.Restart()
+	if _, err := skim.w.Skim(src.pool); !errors.Is(err, ErrStale) {
+		t.Errorf("stale: %v", err)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	for _, c := range []Config{{Size: -1}, {Memory: -1}, {Key: make([]byte, 31)}} {
 		if _, err := Open(c); !errors.Is(err, ErrConfig) {

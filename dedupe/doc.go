@@ -80,7 +80,8 @@
 // would soon be overwritten in the ring. Blocks' anchors are looked up and
 // inserted together, so that the processor waits for many buckets at a time.
 // Repeated bytes are not hashed but for a stripe of 256 bytes in 4 KiB, whose
-// anchors move to the new copy.
+// anchors move to the new copy; nor are those of a link that takes bytes faster
+// than they can be matched (Writer.Skim).
 //
 // # Locks
 //

@@ -106,6 +106,20 @@ func (w *Writer) Put(src []byte) (Block, error) {
 // same bytes already and only their digest crosses. Like any block it becomes
 // a source when acknowledged, and is kept for Again until then.
 func (w *Writer) Plant(src []byte) (Block, error) {
+	x := w.h.index
+	return w.plant(src, func(as []anchor) []anchor { return x.scan(as, src, 0, len(src)) })
+}
+
+// Skim is Plant for bytes that must not wait for being looked at: of each 4 KiB
+// the anchors of 256 bytes are found only, so that a long repeat of them is
+// found later and a short one mostly not.
+func (w *Writer) Skim(src []byte) (Block, error) {
+	x := w.h.index
+	return w.plant(src, func(as []anchor) []anchor { return x.stripes(as, src, 0, len(src)) })
+}
+
+// plant stores src and indexes the anchors that find appends.
+func (w *Writer) plant(src []byte, find func([]anchor) []anchor) (Block, error) {
 	w.h.life.RLock()
 	defer w.h.life.RUnlock()
 	if w.gen != w.h.gen {
@@ -115,7 +129,7 @@ func (w *Writer) Plant(src []byte) (Block, error) {
 	w.store(src, b.Spans)
 	b.Seq = w.retain(src, b.Spans)
 	m := &w.match
-	m.anchors = w.h.index.scan(m.anchors[:0], src, 0, len(src))
+	m.anchors = find(m.anchors[:0])
 	w.h.insert(m.anchors, Sent, b.Spans)
 	b.TxHead, b.RxHead = w.h.tx.head.Load(), w.h.rx.head.Load()
 	return b, nil

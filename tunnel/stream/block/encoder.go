@@ -138,7 +138,7 @@ func (e *Encoder) Match(src []byte) *Work {
 	if e.w != nil && !w.opaque {
 		put := e.w.Put
 		if w.sample.Blind {
-			put = e.w.Plant
+			put = e.w.Skim
 		}
 		var err error
 		if h.block, err = put(src); err == nil {
