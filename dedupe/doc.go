@@ -11,10 +11,11 @@
 // name any stretch of either ring, and no hash ever stands for data.
 //
 // A Writer turns a block into Tokens: literals, then a stretch of a ring or
-// of zeros. Candidates come from an index of anchors (positions where a
-// rolling hash over 64 bytes has 8 zero bits, one in 256 bytes); each one is
-// verified by comparing bytes and extended both ways, so a collision costs
-// time, never data. The index is local: nothing of it is on the wire. What is
+// of zeros. Candidates come from an index of anchors (positions chosen by a sum
+// of the 64 bytes there, one in 224 or 256); each one is verified by comparing
+// bytes and extended both ways, so a collision costs time, never data. The index
+// is local: nothing of it is on the wire, and which sum it is depends on the
+// processor (gear.go, wide.go). What is
 // found is a run: it is followed from block to block without hashing, and
 // behind edits in place. Behind an edit of more than 16 bytes the anchors near
 // it are asked first: the page may come from elsewhere. Of several candidates

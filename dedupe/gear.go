@@ -40,8 +40,17 @@ func makeGear() (t [256]uint64) {
 }
 
 // scan appends to out the anchors of src whose window ends in (from, to]; the
-// window must lie in src. It borrows src.
+// window must lie in src. It borrows src. Which positions are anchors depends on
+// the processor; it is the same for all of a process.
 func (x *index) scan(out []anchor, src []byte, from, to int) []anchor {
+	if wide {
+		return x.scanWide(out, src, from, to)
+	}
+	return x.scanGear(out, src, from, to)
+}
+
+// scanGear is scan one byte after the other.
+func (x *index) scanGear(out []anchor, src []byte, from, to int) []anchor {
 	var l lanes
 	i := max(from-gearWindow+1, 0)
 	start := min(i+gearWindow-1, to)

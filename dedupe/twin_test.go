@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"math/bits"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // pair returns two slices that agree in places.
@@ -75,44 +78,108 @@ func TestResyncBehindEdit(t *testing.T) {
 	}
 }
 
-// TestScanTwin holds the rolling hash against one computed anew at every
+// samplers are the ways to find anchors that this processor has, and for each
+// the hash of a window computed anew, 0 if it is not an anchor's.
+func samplers(tb testing.TB) map[string]sampler {
+	all := map[string]sampler{"gear": {(*index).scanGear, func(w []byte) (h uint64) {
+		for i, b := range w {
+			h += gear[b] << (gearWindow - 1 - i)
+		}
+		if bits.LeadingZeros64(h) < sampleBits {
+			return 0
+		}
+		return h
+	}}}
+	if !wide {
+		tb.Log("this processor has no sampleGroups: only gear is tested")
+		return all
+	}
+	all["wide"] = sampler{(*index).scanWide, func(w []byte) uint64 {
+		var sum int16
+		for i, b := range w {
+			c := []int16{61, 37}[i&1]
+			for k, x := range []uint16{0x9e37, 0x79b9, 0x7f4b, 0xc2b3, 0x27d5} {
+				if i>>(k+1)&1 == 0 {
+					c *= int16(x)
+				}
+			}
+			sum += c * int16(b)
+		}
+		if sum <= wideMost {
+			return 0
+		}
+		return identify((*[gearWindow]byte)(w))
+	}}
+	return all
+}
+
+type sampler struct {
+	scan func(x *index, out []anchor, src []byte, from, to int) []anchor
+	hash func(window []byte) uint64
+}
+
+// TestScanTwin holds the anchors against those of hashes computed anew at every
 // position.
 func TestScanTwin(t *testing.T) {
 	x := newIndex(minSize)
 	src := newSource(2, 1).block(50_000)
-	for _, c := range [][2]int{{0, len(src)}, {0, 10}, {0, 64}, {1, 65}, {63, 5000}, {64, 5000}, {1000, 1001}, {777, 40_000}, {50_000, 50_000}} {
-		got := x.scan(nil, src, c[0], c[1])
-		var want []anchor
-		for end := max(c[0]+1, gearWindow); end <= c[1]; end++ {
-			var h uint64
-			for i, b := range src[end-gearWindow : end] {
-				h += gear[b] << (gearWindow - 1 - i)
+	cuts := [][2]int{{0, len(src)}, {0, 10}, {0, 64}, {1, 65}, {63, 5000}, {64, 5000}, {1000, 1001}, {777, 40_000}, {50_000, 50_000}}
+	for n := 64; n < 400; n++ {
+		cuts = append(cuts, [2]int{n % 3, n}, [2]int{len(src) - n, len(src)})
+	}
+	for name, s := range samplers(t) {
+		for _, c := range cuts {
+			got := s.scan(x, nil, src, c[0], c[1])
+			var want []anchor
+			for end := max(c[0]+1, gearWindow); end <= c[1]; end++ {
+				if h := s.hash(src[end-gearWindow : end]); h != 0 {
+					want = append(want, x.anchor(h, end-8))
+				}
 			}
-			if bits.LeadingZeros64(h) >= sampleBits {
-				want = append(want, x.anchor(h, end-8))
-			}
-		}
-		if len(got) != len(want) {
-			t.Fatalf("%v: %d anchors, want %d", c, len(got), len(want))
-		}
-		for i := range got {
-			if got[i] != want[i] {
-				t.Fatalf("%v: anchor %d is %+v, want %+v", c, i, got[i], want[i])
+			if !slices.Equal(got, want) {
+				t.Fatalf("%s, %v: %d anchors, want %d", name, c, len(got), len(want))
 			}
 		}
 	}
 }
 
-// TestSampling: about one position in 256, and none in runs of one byte.
+// TestScanStops: nothing is read behind the bytes given; the page behind them
+// cannot be.
+func TestScanStops(t *testing.T) {
+	page := os.Getpagesize()
+	b, err := unix.Mmap(-1, 0, 3*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err == nil {
+		err = unix.Mprotect(b[2*page:], unix.PROT_NONE)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	end := copy(b[:2*page], newSource(6, 2*page).pool)
+	x := newIndex(minSize)
+	for name, s := range samplers(t) {
+		for n := 1; n < 3000; n += 1 + n/500 {
+			src := b[end-n : end : end]
+			if got, want := s.scan(x, nil, src, 0, n), s.scan(x, nil, bytes.Clone(src), 0, n); !slices.Equal(got, want) {
+				t.Errorf("%s, %d bytes: %d anchors, want %d", name, n, len(got), len(want))
+			}
+		}
+	}
+}
+
+// TestSampling: about one position in 256, or in 224, and none in runs of one
+// byte.
 func TestSampling(t *testing.T) {
 	x := newIndex(minSize)
 	n := 1 << 20
-	if got := len(x.scan(nil, newSource(3, n).pool, 0, n)); got < n/280 || got > n/236 {
-		t.Errorf("%d anchors in %d random bytes", got, n)
-	}
-	for b := range 256 {
-		if got := len(x.scan(nil, bytes.Repeat([]byte{byte(b)}, 1000), 0, 1000)); got != 0 {
-			t.Errorf("%d anchors in a run of %d", got, b)
+	for name, s := range samplers(t) {
+		if got := len(s.scan(x, nil, newSource(3, n).pool, 0, n)); got < n/280 || got > n/206 {
+			t.Errorf("%s: %d anchors in %d random bytes", name, got, n)
+		}
+		for b := range 256 {
+			if got := len(s.scan(x, nil, bytes.Repeat([]byte{byte(b)}, 1000), 0, 1000)); got != 0 {
+				t.Errorf("%s: %d anchors in a run of %d", name, got, b)
+			}
 		}
 	}
 }
