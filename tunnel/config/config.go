@@ -69,7 +69,7 @@ type Peer struct {
 	// (see TUNMTU).
 	UnderlayMTU int
 	// Rate is the most that leaves for the peer, in bits of IP packets a second;
-	// 0: no bound.
+	// 0: no bound, LearnRate: what the link finds out.
 	Rate int64
 	// Stock says that the other end is a WireGuard peer without stitch: only
 	// the layer-3 path exists, no probes, no segments, no streams.
@@ -113,6 +113,9 @@ type Segment struct {
 	// Pass lets cross what stays at its site by default.
 	Pass Pass
 }
+
+// LearnRate is Peer.Rate where the link finds it out.
+const LearnRate = -1
 
 // DefaultMoveLimit is Segment.MoveLimit unless it is given (RFC 7432 section
 // 15.1).

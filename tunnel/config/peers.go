@@ -72,7 +72,9 @@ func (l *loader) peers() {
 		p.ListenPort = uint16(l.number(path+".listen_port", r.ListenPort, int64(defaultPort+i), 1, 65535))
 		u.once(path+".listen_port", fmt.Sprintf("port %d", p.ListenPort), "every peer has a UDP port of its own: set listen_port")
 		p.UnderlayMTU = int(l.number(path+".underlay_mtu", r.UnderlayMTU, defaultUnderlay, MinUnderlayMTU, maxUnderlay))
-		if r.Rate != "" {
+		if r.Rate == learnRate {
+			p.Rate = LearnRate
+		} else if r.Rate != "" {
 			n, err := parseRate(r.Rate)
 			l.check(path+".rate", err)
 			p.Rate = n

@@ -135,7 +135,7 @@ func (l *loader) optimize(path string, r rawStream) Optimize {
 func (l *loader) share(path string, n *int64, p *Peer) int {
 	none := func(r rawPeer) bool { return r.Name == p.Name && r.Rate == "" } // a wrong one is a problem already
 	if n != nil && p != nil && slices.ContainsFunc(l.raw.Peer, none) {
-		l.problem(path, "is a share of the peer's rate, and peer %s has none: add rate = \"100mbit\" to its [[peer]] or leave share out", quote(p.Name))
+		l.problem(path, "is a share of the peer's rate, and peer %s has none: add rate = \"100mbit\" or \"learn\" to its [[peer]] or leave share out", quote(p.Name))
 	}
 	return int(l.number(path, n, 1, 1, MaxShare))
 }

@@ -45,10 +45,13 @@ type mux struct {
 	dev   netdev.Device
 	inner atomic.Int32 // the largest packet that gets through
 	stock bool
-	log   *slog.Logger
-	count *counters
-	recv  receiver
-	id    atomic.Uint32
+	cfg   *Config
+	// learned is the link's rate in bits a second where none is configured; 0: none.
+	learned atomic.Int64
+	log     *slog.Logger
+	count   *counters
+	recv    receiver
+	id      atomic.Uint32
 	// arrived is called with the nonce counter of every packet that came out
 	// of wireguard-go.
 	arrived func(counter uint64)
@@ -71,7 +74,7 @@ type mux struct {
 	plain    bool    // the TUN device had packets last time
 	tunGone  bool    // and will have none any more
 	controls int     // of out, the first ones
-	shaped   *shaped // nil: packets leave as fast as they come
+	shaped   *shaped // nil: packets have always left as fast as they came
 
 	packing packing
 
@@ -102,9 +105,7 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 	}
 	m.packing.start(m)
 	m.space, m.place = sync.NewCond(&m.mu), m.out.next
-	if cfg.Rate > 0 {
-		m.shaped = newShaped(m, cfg)
-	}
+	m.cfg = cfg
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
 	m.setMTU(cfg.InnerMTU)

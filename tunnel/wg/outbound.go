@@ -60,12 +60,12 @@ func (m *mux) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for !m.isClosed() {
 		n := min(len(bufs), conn.IdealBatchSize)
 		out := sink{bufs: bufs[:n], sizes: sizes, offset: offset, limit: n}
-		if m.shaped == nil {
+		if m.shaping() {
+			m.fillShaped(&out)
+		} else {
 			m.out = out
 			m.fill(&m.out)
 			out = m.out
-		} else {
-			m.fillShaped(&out)
 		}
 		if out.live > 0 {
 			m.mu.Lock()

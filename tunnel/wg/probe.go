@@ -34,7 +34,8 @@ const (
 // until when its own ones arrived. instance is a random number of the process
 // that made the request; sequence counts its requests. An echo has the
 // sequence and instance of the request. Behind these 16 bytes may follow one
-// with features: bit 0, the sender takes units (package pack). What is not there
+// with features: bit 0, the sender takes units (package pack);
+// bit 1, it answers gauges. What is not there
 // is 0, as from older agents. A receiver ignores other types and further bytes.
 type probe struct {
 	echo     bool
@@ -48,8 +49,12 @@ type probe struct {
 // features are what the sender of a probe can do.
 type features uint8
 
-// featureUnits: it takes units.
-const featureUnits features = 1
+const (
+	// featureUnits: it takes units.
+	featureUnits features = 1 << iota
+	// featureGauges: it answers gauges.
+	featureGauges
+)
 
 func (p probe) append(b []byte) []byte {
 	kind := byte(1)
@@ -97,6 +102,7 @@ type prober struct {
 	// peer is the peer's instance, offered and taken what each can do.
 	peer           uint64
 	offered, taken features
+	understood     features // by the peer, whatever is offered
 	quality        quality.Meter
 }
 
@@ -157,7 +163,7 @@ func (p *prober) receive(in probe, now time.Time) (echo probe, send bool) {
 		return probe{}, false // for our predecessor
 	}
 	p.heard, p.hasHeard = p.run, true
-	p.taken = in.features & p.offered
+	p.taken, p.understood = in.features&p.offered, in.features
 	p.quality.Told(in.loss)
 	if in.echo {
 		p.echoed(in.seq, now)

@@ -128,6 +128,13 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 		l.onSize(m, now)
 		return
 	}
+	if m, ok := parseGauge(msg); ok {
+		l.onGauge(m)
+		return
+	}
+	if len(msg) > 0 && msg[0] == filler {
+		return
+	}
 	in, ok := parseProbe(msg)
 	if !ok {
 		l.count.dropForeign.Add(1)

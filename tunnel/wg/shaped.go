@@ -23,6 +23,7 @@ const stageSize = 64 << 10
 // wireguard-go. Owned by Read.
 type shaped struct {
 	queue         *shape.Shaper
+	rate          int64 // of queue
 	began         time.Time
 	seed          maphash.Seed
 	local, remote netip.Addr
@@ -32,11 +33,38 @@ type shaped struct {
 	packet        []byte // being sent
 }
 
+// shaping reports whether what leaves goes through the queue, and makes the queue
+// keep the rate of now. A link that has lost its rate first empties it.
+func (m *mux) shaping() bool {
+	rate := m.cfg.Rate
+	if rate == 0 {
+		rate = m.learned.Load()
+	}
+	s := m.shaped
+	switch {
+	case rate == 0 && (s == nil || s.queue.Bytes() == 0):
+		return false
+	case rate == 0:
+		rate = boundless
+	case s == nil:
+		s = newShaped(m, m.cfg)
+		m.shaped = s
+	}
+	if rate != s.rate {
+		s.queue.SetRate(rate)
+		s.rate = rate
+	}
+	return true
+}
+
+// boundless is a rate as good as none.
+const boundless = 1e12
+
 func newShaped(m *mux, cfg *Config) *shaped {
 	back, _ := carrier.NewPath(cfg.Remote, cfg.Local) // Open made it the other way round
 	s := &shaped{
 		back:  back,
-		queue: shape.New(cfg.Rate, cfg.Overhead), began: time.Now(), seed: maphash.MakeSeed(),
+		queue: shape.New(boundless, cfg.Overhead), began: time.Now(), seed: maphash.MakeSeed(),
 		local: cfg.Local, remote: cfg.Remote,
 	}
 	s.stage.bufs, s.stage.sizes = make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize)

@@ -22,22 +22,25 @@ type arrivedAt struct {
 
 // TestShaped: bulk of one flow, twice as much as the path takes, and now and
 // then a small packet and a small frame. On a link with a rate the small ones
-// pass the queue, and the path is never given more than the rate; without one,
-// the control case, they wait with the bulk in front of the path.
+// pass the queue, and the path is never given more than the rate; a rate that is
+// learned is nearly as good; without one, the control case, they wait with the bulk
+// in front of the path.
 func TestShaped(t *testing.T) {
 	const rate = 20e6
 	params := wan.Params{Rate: rate, Delay: 10 * time.Millisecond, Queue: rate / 8 / 10} // 100 ms
 	for name, c := range map[string]struct {
 		rate           int64
+		learn          bool
 		beyond, atMost time.Duration
 	}{
-		"rate":    {rate * 98 / 100, 0, 8 * time.Millisecond},
-		"no rate": {0, 60 * time.Millisecond, time.Hour},
+		"rate":    {rate * 98 / 100, false, 0, 8 * time.Millisecond},
+		"learned": {0, true, 0, 50 * time.Millisecond},
+		"no rate": {0, false, 60 * time.Millisecond, time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := make(chan arrivedAt, 20_000)
 			frames := func(cfg *Config) {
-				cfg.Rate, cfg.Overhead = c.rate, 60
+				cfg.Rate, cfg.Overhead, cfg.Learn = c.rate, 60, c.learn
 				cfg.OnFrames = each(func(_ uint16, frame []byte) { out <- arrivedAt{slices.Clone(frame[14:]), time.Now()} })
 			}
 			onPath(t, params, func(t *testing.T, p *path) {
@@ -146,7 +149,7 @@ func TestFlowOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &mux{path: path}
+	m := &mux{path: path, cfg: &Config{}}
 	m.shaped = newShaped(m, &Config{Local: local, Remote: remote, Rate: 1e6})
 	carry := func(h carrier.Header, body []byte) []byte {
 		b := make([]byte, carrier.HeaderLen+len(body))

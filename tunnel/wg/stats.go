@@ -40,6 +40,9 @@ type Stats struct {
 	// Released counts held packets and frames sent when the link came up.
 	Released uint64 `json:"released"`
 	Held     int    `json:"held"`
+	// Rate is the most that leaves, configured or learned, in bits of IP packets a
+	// second; 0: no bound.
+	Rate int64 `json:"rate"`
 	// InnerMTU is the largest packet sent in one datagram now.
 	InnerMTU int `json:"inner_mtu"`
 	// Apart says that datagrams leave one at a time: configured, or because

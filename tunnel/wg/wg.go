@@ -11,8 +11,8 @@
 // of each batch when both wait. The TUN device is read straight into the
 // buffers of wireguard-go, and super-frames are cut straight into them, or leave
 // as parts of a compressed unit (package pack; units.go), unless the link has a
-// rate: then all of these wait in a queue that is fair to flows (package
-// shape), so that bulk never makes others wait. At
+// rate, configured or learned from gauges (gauge.go): then all of these wait in a
+// queue that is fair to flows (package shape), so that bulk never makes others wait. At
 // most 1024 packets are inside wireguard-go at once. What is not a plain packet that
 // fits is carried in the format of package carrier; a stock peer gets plain
 // packets only.
@@ -84,6 +84,7 @@ import (
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/govern"
 	"stitch/tunnel/wg/quality"
 )
 
@@ -128,6 +129,9 @@ type Config struct {
 	// bound.
 	Rate     int64
 	Overhead int
+	// Learn says that a link without a Rate finds one by itself when it queues
+	// (package govern).
+	Learn bool
 	// Apart sends and receives datagrams one at a time, never several in one
 	// call: the way out where UDP segmentation or receive offload harms. A link
 	// that finds out that one does, does so by itself.
@@ -185,6 +189,7 @@ type Link struct {
 	probing   atomic.Bool   // the peer can be reached, as far as we know
 	edge      chan struct{} // the state changed
 	measuring chan struct{} // holds a token while Measure runs
+	opened    time.Time
 
 	mu       sync.Mutex
 	prober   *prober
@@ -194,6 +199,8 @@ type Link struct {
 	lastRun  uint64
 	platform platform
 	pathMTU  pathMTU
+	governor govern.Governor
+	starter  starter
 	state    State
 	since    time.Time
 	quality  quality.Report
@@ -214,10 +221,11 @@ func Open(cfg Config) (*Link, error) {
 	l := &Link{
 		cfg: cfg, log: cfg.Log.With("peer", cfg.Name), edge: make(chan struct{}, 1), measuring: make(chan struct{}, 1),
 		prober: newProber(rand.Uint64(), now), state: Connecting, since: now,
-		pathMTU: newPathMTU(cfg.InnerMTU),
+		pathMTU: newPathMTU(cfg.InnerMTU), opened: now,
 	}
+	l.prober.offered = featureGauges
 	if !cfg.NoPack {
-		l.prober.offered = featureUnits
+		l.prober.offered |= featureUnits
 	}
 	l.mux = newMux(path, &cfg, &l.count, l, l.log)
 	ours := PublicKey(cfg.PrivateKey)
@@ -290,6 +298,9 @@ func (l *Link) start(host string, port uint16) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
 	l.tasks.Go(func() { l.run(ctx) })
+	if l.cfg.Learn && l.cfg.Rate == 0 && !l.cfg.Stock {
+		l.tasks.Go(func() { l.govern(ctx) })
+	}
 	if host != "" {
 		l.tasks.Go(func() { l.followEndpoint(ctx, host, port, endpoint != "") })
 	}
@@ -358,5 +369,6 @@ func (l *Link) Stats() Stats {
 	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
 	s.Pack.Peer = l.mux.packing.taken.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
+	s.Rate = max(l.cfg.Rate, l.mux.learned.Load())
 	return s
 }

@@ -54,11 +54,18 @@ type flow struct {
 // New returns a Shaper that sends rate bits a second, counting overhead bytes
 // with each packet.
 func New(rate int64, overhead int) *Shaper {
-	r := float64(rate) / 8
-	s := &Shaper{rate: r, overhead: overhead, burst: max(r*burstTime.Seconds(), minBurst)}
+	s := &Shaper{overhead: overhead}
+	s.SetRate(rate)
 	s.tokens = s.burst
-	s.limit = int(min(max(r*queueTime.Seconds(), minQueue), maxQueue))
 	return s
+}
+
+// SetRate sets the rate from now on; what waits goes on waiting.
+func (s *Shaper) SetRate(rate int64) {
+	s.rate = float64(rate) / 8
+	s.burst = max(s.rate*burstTime.Seconds(), minBurst)
+	s.tokens = min(s.tokens, s.burst)
+	s.limit = int(min(max(s.rate*queueTime.Seconds(), minQueue), maxQueue))
 }
 
 // Push queues a copy of a packet of the given flow, whose share among the flows
