@@ -262,6 +262,7 @@ func (h *History) extent(n int, owner uint32) (pos uint64) {
 	h.tx.claim(pos, end, owner)
 	h.tx.head.Store(end)
 	h.tx.tier.advanced(pos, end)
+	h.tx.touchAhead()
 	return pos
 }
 

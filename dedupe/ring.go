@@ -34,6 +34,8 @@ type ring struct {
 	words []atomic.Uint64 // one for each page: see word
 	locks []sync.RWMutex  // one for each segment of data
 	tier  *tier           // nil: memory only
+	// touched is memory that the kernel has given ahead.
+	touched touching
 }
 
 func newRing(size, mem int64) *ring {
@@ -87,6 +89,7 @@ func (r *ring) raise(pos uint64) {
 		}
 		if r.head.CompareAndSwap(old, pos) {
 			r.tier.advanced(old, pos)
+			r.touchAhead()
 			return
 		}
 	}

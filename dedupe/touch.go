@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,54 @@ func (h *History) Touch(r Ring, n int64) {
 	populate(ring.data[at:end])
 	populate(ring.data[:ahead-(end-at)])
 	populate(h.index.slots)
+}
+
+const (
+	// maxAhead bounds the memory that is touched ahead of a ring's head; it is not
+	// more than what the ring has taken so far, so a history of a few streams
+	// stays small.
+	maxAhead = 256 << 20
+	// touchStep is what the kernel is asked for in one call: while it gives memory
+	// it keeps others from changing the process's mappings.
+	touchStep = 4 << 20
+)
+
+// touching is what a ring knows of its memory in its first lap: in later ones
+// all of it is there.
+type touching struct {
+	to   atomic.Uint64 // bytes of data below are there, or on their way
+	busy atomic.Bool   // a goroutine is at it
+}
+
+// touchAhead is called when the head has moved. It has the kernel give memory for
+// what comes next, beside the caller.
+func (r *ring) touchAhead() {
+	if len(r.data) < offHeap || r.touchGoal() < r.touched.to.Load()+touchStep || r.touched.busy.Swap(true) {
+		return
+	}
+	go func() {
+		defer r.touched.busy.Store(false)
+		for {
+			from := max(r.touched.to.Load(), r.head.Load()/touchStep*touchStep)
+			goal := r.touchGoal()
+			if from >= goal {
+				return
+			}
+			to := min(from+touchStep, goal)
+			populate(r.data[from:to])
+			r.touched.to.Store(to)
+		}
+	}()
+}
+
+// touchGoal is the end of the memory that should be there now; 0 after the first
+// lap.
+func (r *ring) touchGoal() uint64 {
+	head := r.head.Load()
+	if head >= r.mem {
+		return 0
+	}
+	return min(head+min(head, maxAhead), r.mem)
 }
 
 // populate touches the whole pages of s.

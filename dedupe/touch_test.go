@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"bytes"
+	"runtime"
 	"testing"
 	"unsafe"
 
@@ -60,6 +61,42 @@ func TestTouchGives(t *testing.T) {
 	}
 	if n := resident(t, h.rx.data); n != 0 {
 		t.Errorf("%d pages of the other ring are resident", n)
+	}
+}
+
+// TestTouchAhead: of a ring that fills as much is resident ahead as is filled, and
+// of one that has taken little, or has been filled, nothing more.
+func TestTouchAhead(t *testing.T) {
+	const size = 4 * offHeap
+	for _, c := range []struct {
+		name        string
+		sent        int
+		least, most int // pages
+	}{
+		{"little", touchStep / 2, 0, 2 * touchStep / pageSize},
+		{"a quarter", size / 4, size / 2 / pageSize, (size/2 + touchStep) / pageSize},
+		{"most", size / 4 * 3, size / pageSize, size / pageSize},
+	} {
+		h := NewHistory(size)
+		if n := resident(t, h.tx.data); n != 0 {
+			t.Skipf("%d pages of a new ring are resident", n)
+		}
+		sendAll(t, h, make([]byte, c.sent))
+		for h.tx.touched.busy.Load() {
+			runtime.Gosched()
+		}
+		if c.name != "little" && h.tx.touched.to.Load() == 0 {
+			t.Errorf("%s: nothing was touched", c.name)
+		}
+		h.Touch(Received, 1<<20)
+		if resident(t, h.rx.data) == 0 {
+			t.Skip("this kernel has no MADV_POPULATE_WRITE")
+		}
+		pages := resident(t, h.tx.data)
+		// The last block's goal may be a step away; huge pages are whole.
+		if pages < c.least-2*touchStep/pageSize || pages > c.most+2*touchStep/pageSize {
+			t.Errorf("%s: %d pages are resident, want %d to %d", c.name, pages, c.least, c.most)
+		}
 	}
 }
 
