@@ -46,3 +46,31 @@ func TestNoAims(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// A busy guest's downtime through stitch is held against that on a line as fast.
+func TestDowntimeAim(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		ours, theirs float64
+		given, met   bool
+	}{{"shorter", 500, 450, false, true}, {"longer", 600, 450, false, false}, {"given up", 0, 450, true, false}} {
+		r := &Report{T3: t3, Rows: []Row{
+			{Name: busyMove, Carrier: stitch.name, Seconds: 40, DowntimeMS: c.ours, Offered: 500e6, GivenUp: c.given},
+			{Name: busyMove, Carrier: plain.name, Seconds: 120, GivenUp: true},
+			{Name: busyAsFast, Carrier: asFast.name, Seconds: 40, DowntimeMS: c.theirs},
+		}}
+		r.judge()
+		switch {
+		case c.given && len(r.Aims) != 0:
+			t.Errorf("%s: %+v", c.name, r.Aims)
+		case !c.given && (len(r.Aims) != 1 || r.Aims[0].Met != c.met):
+			t.Errorf("%s: %+v", c.name, r.Aims)
+		}
+		if len(r.Lost) != 0 {
+			t.Errorf("%s: lost %v: the line as fast is no alternative", c.name, r.Lost)
+		}
+	}
+	if got := (Row{Seconds: 40, Offered: 500e6}).effective(); got < 108e6 || got > 109e6 {
+		t.Errorf("a line as fast has %.0f bit/s", got)
+	}
+}

@@ -126,6 +126,8 @@ var (
 	vxlan  = carrier{name: "VXLAN, BBR", options: lab.Options{Plain: true, Congestion: "bbr"}, stretch: true,
 		from: end{"s1", "10.1.0.11"}, to: end{"s2", "10.1.0.12"}}
 	plain = carrier{name: "WireGuard, CUBIC", options: lab.Options{Plain: true}, from: stitch.from, to: stitch.to}
+	// asFast is plain on a line that is as fast as stitch was.
+	asFast = carrier{name: "WireGuard, as fast", options: lab.Options{Plain: true}, from: stitch.from, to: stitch.to}
 )
 
 // within runs f in a lab with the carrier, and removes the lab.
