@@ -11,7 +11,7 @@ RACE = ./cmd/stitch ./compress/... ./dedupe/... $(addprefix ./tunnel/,control di
 # Packages that can rewrite their golden files.
 GOLDEN = $(shell grep -rl 'flag.Bool."update"' --include=*_test.go $(SOURCES) | xargs -rn1 dirname | sort -u | sed 's|^|./|')
 
-.PHONY: help build test setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus check race demo corpus codec-bench packets versus fuzz bench golden clean
+.PHONY: help build test setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus setup-wan check race demo corpus codec-bench packets versus wan fuzz bench golden clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -24,7 +24,7 @@ test: setup-test check build ## set up, check, run all tests and the race detect
 	go test -count=1 -shuffle=on -p 1 -timeout 30m ./...
 	@$(MAKE) --no-print-directory race
 
-setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus: setup-%: ## install what the tests, the demo, codec-bench, the corpus, packets or versus need
+setup-test setup-demo setup-codec setup-corpus setup-packets setup-versus setup-wan: setup-%: ## install what the tests, the demo, codec-bench, the corpus, packets, versus or wan need
 	scripts/setup $*
 
 check: ## gofmt and vet
@@ -54,6 +54,10 @@ packets: setup-packets ## packets through stitch, wireguard-go, VXLAN and OpenVP
 versus: setup-versus ## moves, disk, rsync and backups through stitch and as done without it, in one run (sudo)
 	go build -trimpath -buildvcs=false -o build/stitch-versus ./scripts/versus
 	build/stitch-versus -json build/versus.json
+
+wan: setup-wan ## captured migrations and incompressible data over ten WANs, through stitch and plain WireGuard, in one run (sudo)
+	go build -trimpath -buildvcs=false -o build/stitch-wan ./scripts/wan
+	build/stitch-wan -json build/wan.json
 
 fuzz: ## run every fuzz target for FUZZTIME (30s) each
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz'); do \
