@@ -330,16 +330,16 @@ func TestDrop(t *testing.T) {
 	one.deliver()
 	one.ack()
 	for _, s := range blk.Spans {
-		one.w.Drop(Sent, s)
+		one.w.Drop(Sent, s, 0)
 	}
 	if got := dial(t, a, b).send(src.pool[:50_000]).Matched; got != 0 {
 		t.Errorf("%d bytes of a dropped source matched", got)
 	}
 	back := dial(t, b, a)
 	for _, s := range blk.Spans {
-		back.w.Drop(Received, s)
-		back.w.Drop(Received, Span{maxPos + 1, 5})
-		back.w.Drop(Zeros, s)
+		back.w.Drop(Received, s, 0)
+		back.w.Drop(Received, Span{maxPos + 1, 5}, 1<<40)
+		back.w.Drop(Zeros, s, 0)
 	}
 	if got := back.send(src.pool[:50_000]).Matched; got != 0 {
 		t.Errorf("%d bytes of a source dropped by the peer matched", got)

@@ -213,6 +213,10 @@ func (h *History) Restart() {
 	}
 }
 
+// Heads are how many positions were given out in the epoch, and how far the
+// peer's bytes are known to go.
+func (h *History) Heads() (sent, received uint64) { return h.tx.head.Load(), h.rx.head.Load() }
+
 // Stats describes a History. Sizes are in bytes.
 type Stats struct {
 	Size     int64      `json:"size"`     // of each ring

@@ -91,7 +91,7 @@ func TestOvertaken(t *testing.T) {
 		}
 	}
 	slow.store(in, spans)
-	seq := slow.retain(in, spans)
+	seq := slow.retain(in, spans, false)
 	if out, _, err := slow.Again(nil, seq); err != nil || !bytes.Equal(out, in) {
 		t.Errorf("%d bytes of %d are kept: %v", len(out), len(in), err)
 	}

@@ -48,8 +48,9 @@ type Writer struct {
 // record is an unacknowledged block. Its bytes are in the ring or, when those
 // places are about to be reused, aside.
 type record struct {
-	spans [2]Span
-	aside []byte
+	spans   [2]Span
+	aside   []byte
+	matched bool // it has tokens
 }
 
 func (r *record) len() int { return r.spans[0].Len + r.spans[1].Len }
@@ -91,12 +92,12 @@ func (w *Writer) Put(src []byte) (Block, error) {
 	b := Block{Spans: w.place(len(src))}
 	w.match.match(src)
 	w.store(src, b.Spans)
-	b.Seq = w.retain(src, b.Spans)
-	w.remember(src, b.Spans)
 	if w.match.safe() {
 		b.Tokens = w.match.tokens
 		b.Matched, b.ZeroRuns = covered(b.Tokens)
 	}
+	b.Seq = w.retain(src, b.Spans, b.Matched > 0)
+	w.remember(src, b.Spans)
 	b.TxHead, b.RxHead = w.h.tx.head.Load(), w.h.rx.head.Load()
 	return b, nil
 }
@@ -127,7 +128,7 @@ func (w *Writer) plant(src []byte, find func([]anchor) []anchor) (Block, error) 
 	}
 	b := Block{Spans: w.place(len(src))}
 	w.store(src, b.Spans)
-	b.Seq = w.retain(src, b.Spans)
+	b.Seq = w.retain(src, b.Spans, false)
 	m := &w.match
 	m.anchors = find(m.anchors[:0])
 	w.h.insert(m.anchors, Sent, b.Spans)
@@ -208,14 +209,14 @@ func (w *Writer) remember(src []byte, spans [2]Span) {
 // retain keeps src until it is acknowledged. If others have taken so many
 // positions since src got its own that guard has passed it, it is kept aside
 // from the start; guard comes later or has said so, as both hold mu.
-func (w *Writer) retain(src []byte, spans [2]Span) (seq uint64) {
+func (w *Writer) retain(src []byte, spans [2]Span, matched bool) (seq uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	seq = w.first + uint64(len(w.sent))
 	if w.closed {
 		return seq
 	}
-	r := record{spans: spans}
+	r := record{spans: spans, matched: matched}
 	if spans[0].Pos < w.h.guarded.Load() {
 		r.aside = slices.Clone(src)
 	}
@@ -284,22 +285,45 @@ func (w *Writer) Again(dst []byte, seq uint64) ([]byte, Block, error) {
 	return dst, b, err
 }
 
+// Next is the Seq of the next block.
+func (w *Writer) Next() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.first + uint64(len(w.sent))
+}
+
+// Matched appends to dst the unacknowledged blocks from seq on that refer to
+// older bytes: those that a peer whose history is not ours cannot decode.
+func (w *Writer) Matched(dst []uint64, seq uint64) []uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.sent {
+		if n := w.first + uint64(i); n >= seq && w.sent[i].matched {
+			dst = append(dst, n)
+		}
+	}
+	return dst
+}
+
 // Drop takes a stretch that the peer could not use out of the legal sources:
-// Sent means our tx, which the peer mirrors; Received its own.
-func (w *Writer) Drop(r Ring, s Span) {
+// Sent means our tx, which the peer mirrors; Received its own. So are around
+// bytes in front of it and behind it, as far as there are any.
+func (w *Writer) Drop(r Ring, s Span, around uint64) {
 	if r > Received || s.Len <= 0 || s.Len > MaxBlock || s.Pos > maxPos {
 		return
 	}
 	ring := w.h.source(r)
-	eachPage(s.Pos, s.Len, func(page uint64, _, _ int) {
+	from := max(s.Pos-min(s.Pos, around), ring.tail())
+	to := min(s.Pos+uint64(s.Len)+min(around, maxPos), ring.head.Load())
+	for page := from / pageSize * pageSize; page < to; page += pageSize {
 		p := ring.wordAt(page)
 		old := word(p.Load())
 		if page < ring.tail() || r == Received && old.tag() != ring.lap(page) {
-			return
+			continue
 		}
 		p.CompareAndSwap(uint64(old), uint64(newWord(0, 0, 0)))
 		ring.tier.mark(page)
-	})
+	}
 }
 
 // copyAside saves what lies below limit; called by guard, before it is lost.

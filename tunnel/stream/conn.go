@@ -148,6 +148,9 @@ func dialHello(ctx context.Context, pc *peerConn, d *domain, id uint64) error {
 	if err != nil {
 		return err
 	}
+	if d.behind(own, peer) {
+		return errRestarted
+	}
 	auth := helloMAC(token, diallerLabel, mine, theirs)
 	if err := pc.send(frameAuth, auth[:]); err != nil {
 		return err
@@ -216,6 +219,9 @@ func acceptHello(ctx context.Context, pc *peerConn, g greeter, token *[32]byte) 
 	}
 	if !validMAC(token, diallerLabel, theirs, mine, auth) {
 		return errAuth
+	}
+	if d.behind(own, peer) {
+		return errRestarted
 	}
 	if err := pc.keepStep(ctx, d, own, peer); err != nil {
 		return err

@@ -98,7 +98,7 @@
 //	 20   DATA     both        one block body (tunnel/stream/block), at most 256 KiB of original bytes
 //	 21   ACK      both        block acknowledgement body
 //	 22   NACK     both        block negative acknowledgement body
-//	 23   RESENT   both        the block a NACK asked for
+//	 23   RESENT   both        the block a NACK asked for; in front of it blocks behind it that may be wanted too
 //	 24   CREDIT   both        limit 8: original bytes the receiver of this frame may have sent in all
 //	 25   FIN      both        total 8: original bytes sent in this direction; no DATA follows
 //	 26   DONE     both        total 8: that many bytes, all there are, were acknowledged by the host here
@@ -122,16 +122,17 @@
 //	"stch", least version 1, greatest version 1, flags 2 (bit 0: many tenants),
 //	features offered 8, features required 8, connection id 8, epoch 8,
 //	the peer's epoch that this side is tied to 8 (0: none),
-//	nonce 32, length of the domain's name 1, name
+//	nonce 32, length of the domain's name 1, name,
+//	head of this side's mirror of the peer's history 8 (may be missing)
 //
-// Other flags are sent as zero and ignored; so is what follows the name, up to
-// 512 bytes in all. Both sides use the greatest version that both speak and the
+// Other flags are sent as zero and ignored; so is what follows, up to 512 bytes in
+// all. Both sides use the greatest version that both speak and the
 // features that both offer. No common version, a required feature that the other
 // side does not offer or does not know, or a domain that no rule there names for
 // this peer is a REJECT, and is said in the status of both sides; nothing that
 // follows is sent, so nothing can be misread. Features: bit 0, SEED
 // frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package
-// block); bit 3, OPEN with a segment; bit 4, BENCH.
+// block); bit 3, OPEN with a segment; bit 4, BENCH; bit 5, RESENT without a NACK.
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME
@@ -148,8 +149,14 @@
 // sends RESYNC after AUTH, the other side ends what it still had under the old
 // tie and answers with RESYNC; then both know what the two histories have in
 // common and forget the rest: one round trip. Connections of the other side wait
-// for that. A side that cannot use what the histories hold three times in a row
-// takes a new epoch with an empty history.
+// for that.
+//
+// Should the two histories differ all the same, blocks are repaired, and their
+// senders soon refer to nothing of what differs (package block): no stream ends for
+// it. A side whose peer knows more of its history than there is was set back to an
+// earlier state while it ran, as a snapshot of a virtual machine does; it, and one
+// that cannot use what it gets sixteen times in a row, takes a new epoch with an
+// empty history.
 //
 // # Seeding
 //

@@ -105,6 +105,7 @@ func (d *domain) hello(id uint64) (hello, error) {
 		Min: minVersion, Max: maxVersion, Offered: ourFeatures, Tenants: d.tenants, Domain: d.name,
 		ConnID: id, Epoch: d.epochs.own, Tied: d.epochs.peer,
 	}
+	_, h.Received = d.history.Heads()
 	d.q.mu.Unlock()
 	_, err := io.ReadFull(d.q.p.cfg.Rand, h.Nonce[:])
 	return h, err

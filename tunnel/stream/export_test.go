@@ -111,6 +111,29 @@ func ListenerHello(c Conn, token [32]byte) error {
 	return err
 }
 
+// Histories are those shared with a peer.
+func (p *Proxy) Histories(peer string) (out []*dedupe.History) {
+	q := p.byName[peer]
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.domains {
+		out = append(out, d.history)
+	}
+	return out
+}
+
+// SetBack puts in the place of each history shared with a peer what change makes
+// of it, and ends the connections, without telling anybody.
+func (p *Proxy) SetBack(peer string, change func(*dedupe.History) *dedupe.History) {
+	q := p.byName[peer]
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, d := range q.domains {
+		d.history = change(d.history)
+		d.dropConns()
+	}
+}
+
 // LoseHistory gives every connection there is to a peer an empty history
 // without telling anybody: what damage to the memory would do.
 func (p *Proxy) LoseHistory(peer string) {

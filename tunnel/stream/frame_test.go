@@ -42,7 +42,7 @@ func golden(t *testing.T, name string, got []byte) {
 func testHello() hello {
 	h := hello{
 		Min: 1, Max: 2, Tenants: true, Offered: 0x0f, Required: 0x01, ConnID: 0x1122334455667788,
-		Epoch: 0xa1a2a3a4a5a6a7a8, Tied: 0xb1b2b3b4b5b6b7b8, Domain: "migration",
+		Epoch: 0xa1a2a3a4a5a6a7a8, Tied: 0xb1b2b3b4b5b6b7b8, Domain: "migration", Received: 0xc1c2c3c4c5c6c7c8,
 	}
 	for i := range h.Nonce {
 		h.Nonce[i] = byte(i)
@@ -241,10 +241,16 @@ func TestHello(t *testing.T) {
 	if got, err := parseHello(b); err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for n := range b {
+	named := len(b) - 8
+	for n := range named {
 		if _, err := parseHello(b[:n]); err == nil {
 			t.Errorf("%d bytes are taken", n)
 		}
+	}
+	old := want
+	old.Received = 0
+	if got, err := parseHello(b[:named]); err != nil || got != old {
+		t.Errorf("of an older release: %+v, %v", got, err)
 	}
 	bad := bytes.Clone(b)
 	bad[0]++

@@ -46,8 +46,10 @@ const (
 	featureSegment
 	// featureBench: the agent serves benchmarks of its peer.
 	featureBench
+	// featureRepairs: blocks may be resent before they are asked for.
+	featureRepairs
 
-	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment | featureBench
+	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment | featureBench | featureRepairs
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.
@@ -71,6 +73,7 @@ type hello struct {
 	Tied     uint64 // the peer's epoch that it is tied to; 0: none
 	Nonce    [nonceLen]byte
 	Domain   string
+	Received uint64 // how far the sender knows the other side's history; 0: it does not say
 }
 
 // append appends the body.
@@ -87,11 +90,12 @@ func (h hello) append(b []byte) []byte {
 	}
 	b = append(b, h.Nonce[:]...)
 	b = append(b, byte(len(h.Domain)))
-	return append(b, h.Domain...)
+	b = append(b, h.Domain...)
+	return binary.BigEndian.AppendUint64(b, h.Received)
 }
 
-// parseHello reads a HELLO body. What follows the domain's name belongs to a
-// later version and is ignored. It borrows b.
+// parseHello reads a HELLO body. What follows the domain's name may be missing, and
+// what follows that belongs to a later version and is ignored. It borrows b.
 func parseHello(b []byte) (hello, error) {
 	var h hello
 	switch {
@@ -114,6 +118,9 @@ func parseHello(b []byte) (hello, error) {
 		return h, fmt.Errorf("%w: name of %d bytes in a hello", errFrame, n)
 	}
 	h.Domain = string(b[helloLen : helloLen+n])
+	if rest := b[helloLen+n:]; len(rest) >= 8 {
+		h.Received = binary.BigEndian.Uint64(rest)
+	}
 	if h.Epoch == 0 || h.Min > h.Max {
 		return h, fmt.Errorf("%w: epoch %d, versions %d to %d", errFrame, h.Epoch, h.Min, h.Max)
 	}

@@ -22,8 +22,8 @@ func (pc *peerConn) codec(m mode, shop *block.Shop) (*block.Encoder, *block.Deco
 	began := time.Now()
 	o := block.Options{
 		Shop: shop, Lines: pc.terms.Tenants, Alone: pc.domain.name == "",
-		Tables: pc.terms.Features&featureTables != 0,
-		Clock:  func() time.Duration { return time.Since(began) },
+		Tables: pc.terms.Features&featureTables != 0, Repairs: pc.terms.Features&featureRepairs != 0,
+		Clock: func() time.Duration { return time.Since(began) },
 	}
 	history := pc.history
 	switch m {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"stitch/dedupe"
 	"stitch/tunnel/stream/block"
 )
 
@@ -30,9 +31,10 @@ const (
 	stallCheck = time.Second
 	// ackEvery is the most blocks per acknowledgement.
 	ackEvery = 16
-	// maxMisses in a row without a good block between them: the histories no
-	// longer agree, and both sides start again.
-	maxMisses = 3
+	// maxMisses in a row without a good block between them, though the peer's
+	// encoder trusts its history less with each (package block): something else is
+	// wrong, and both sides start again.
+	maxMisses = 16
 	// maxMarks bounds the urgent bytes that wait to be written to a host.
 	maxMarks = 16
 	// wholeChunk is the size from which a decoded block is queued as it is;
@@ -263,31 +265,43 @@ func (r *relay) handle(t frameType, body []byte, owed *int) error {
 	case frameAck:
 		return r.enc.Ack(body)
 	case frameNack:
-		frame, err := r.enc.Resend(beginFrame(nil, frameResent), body)
-		if err != nil {
-			return err
-		}
-		r.pc.out.control(endFrame(frame, 0))
-		return nil
+		return r.resend(body)
 	case frameCredit, frameFin, frameDone, frameUrgent:
 		return r.count(t, body)
 	}
 	return fmt.Errorf("%w: type %d in a stream", errFrame, t)
 }
 
+// resend answers a NACK.
+func (r *relay) resend(nack []byte) error {
+	err := r.enc.ResendBehind(nack, func(body []byte) {
+		r.pc.out.control(appendFrame(nil, frameResent, body))
+	})
+	if err != nil {
+		return err
+	}
+	frame, err := r.enc.Resend(beginFrame(nil, frameResent), nack)
+	if err != nil {
+		return err
+	}
+	r.pc.out.control(endFrame(frame, 0))
+	return nil
+}
+
 // decode takes a block and queues the bytes it yields for the host.
 func (r *relay) decode(t frameType, body []byte) error {
 	buf := r.bufs.get()
 	out, err := r.dec.Decode(buf[:0], body)
-	miss := errors.Is(err, block.ErrMiss)
 	switch {
-	case miss:
+	case errors.Is(err, block.ErrMiss):
 		err = r.missed()
+	case errors.Is(err, dedupe.ErrAhead):
+		r.desync()
 	case t == frameData && len(out) > 0:
 		r.misses = 0
 	}
 	if err == nil {
-		err = r.deliver(out, miss, t == frameResent)
+		err = r.deliver(out)
 	}
 	if err != nil || len(out) < wholeChunk || cap(out) != cap(buf) {
 		r.bufs.put(buf)
@@ -307,11 +321,11 @@ func (r *relay) missed() error {
 }
 
 // deliver queues decoded bytes. It keeps data if it is at least wholeChunk
-// long and copies it if not. miss and resent say how they came.
-func (r *relay) deliver(data []byte, miss, resent bool) error {
+// long and copies it if not.
+func (r *relay) deliver(data []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.missing = miss || r.missing && !resent
+	r.missing = r.dec.Missing()
 	total := r.received.Add(uint64(len(data)))
 	if total > r.grant.limit || r.finSeen && total > r.finTotal {
 		return fmt.Errorf("%w: %d bytes, %d granted", errFrame, total, r.grant.limit)

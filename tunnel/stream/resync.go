@@ -142,6 +142,22 @@ func (d *domain) restart(gen int) {
 	d.dropConns()
 }
 
+// behind says whether the peer, in step with our history as it believes, knows more
+// of it than there is: this machine was set back to an earlier state while it ran.
+// Positions would mean two things, so the history then starts again, empty.
+func (d *domain) behind(own, peer hello) bool {
+	d.q.mu.Lock()
+	sent, _ := d.history.Heads()
+	gen := d.gen
+	back := peer.Tied == own.Epoch && d.epochs.own == own.Epoch && peer.Received > sent
+	d.q.mu.Unlock()
+	if back {
+		d.log.Warn("this site's history was set back to an earlier state")
+		d.restart(gen)
+	}
+	return back
+}
+
 // use says that a seed uses the history until unuse; false: the connection was
 // made under past epochs.
 func (d *domain) use(pc *peerConn) bool {

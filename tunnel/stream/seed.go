@@ -286,7 +286,7 @@ func (g *gardener) harvest(most int) error {
 func (g *gardener) drop(s dedupe.Span) {
 	for s.Len > 0 {
 		n := min(s.Len, dedupe.MaxBlock)
-		g.w.Drop(dedupe.Sent, dedupe.Span{Pos: s.Pos, Len: n})
+		g.w.Drop(dedupe.Sent, dedupe.Span{Pos: s.Pos, Len: n}, 0)
 		s = dedupe.Span{Pos: s.Pos + uint64(n), Len: s.Len - n}
 	}
 }

@@ -64,6 +64,9 @@ type Options struct {
 	// Tables lets literals that are tables be shuffled. A peer of a release
 	// without it takes such blocks for corrupt.
 	Tables bool
+	// Repairs lets ResendBehind send blocks that were not asked for. A peer of a
+	// release without it takes such blocks for corrupt.
+	Repairs bool
 	// Clock tells the time from any beginning, for measuring the compressors.
 	// Nil: nothing is measured and the level is fixed.
 	Clock func() time.Duration

@@ -130,6 +130,10 @@ func (p *pipe) deliver() {
 func (p *pipe) answer() {
 	switch {
 	case len(p.nacks) > 0:
+		err := p.enc.ResendBehind(p.nacks[0], func(body []byte) { p.bodies = append(p.bodies, bytes.Clone(body)) })
+		if err != nil {
+			p.t.Fatal(err)
+		}
 		body, err := p.enc.Resend(nil, p.nacks[0])
 		if err != nil {
 			p.t.Fatal(err)

@@ -32,7 +32,8 @@ type Decoder struct {
 	wantLen   int // application bytes of the missing block
 	nack      nack
 	held      []held
-	heldBytes int // application bytes and heldCost of each
+	spares    map[uint64]held // resent before they were asked for, by seq
+	heldBytes int             // application bytes and heldCost of each
 }
 
 // NewDecoder returns a decoder; see NewEncoder. A decoder without a history
@@ -73,10 +74,15 @@ func (d *Decoder) Decode(dst, body []byte) (out []byte, err error) {
 	return d.decode(dst, &h, body[at:])
 }
 
-// repair takes a resent block and what was kept behind it.
+// repair takes a resent block and what was kept behind it; one that was not asked
+// for is kept in case that it will be wanted.
 func (d *Decoder) repair(dst []byte, h *header, rest []byte) ([]byte, error) {
-	if !d.missing || h.block.Seq != d.next || h.n != d.wantLen {
-		return dst, fmt.Errorf("%w: block %d resent, want %d", ErrCorrupt, h.block.Seq, d.next)
+	seq := h.block.Seq
+	if d.missing && seq > d.next && seq < d.state.seq+maxEarly {
+		return dst, d.spare(h, rest)
+	}
+	if !d.missing || seq != d.next || h.n != d.wantLen {
+		return dst, fmt.Errorf("%w: block %d resent, want %d", ErrCorrupt, seq, d.next)
 	}
 	dst, err := d.decode(dst, h, rest)
 	if err != nil {
@@ -96,11 +102,38 @@ type held struct {
 }
 
 func (d *Decoder) hold(h *header, rest []byte) error {
-	if d.heldBytes+heldCost+h.n > MaxHeld {
-		return fmt.Errorf("%w: more than %d bytes behind a missing block", ErrCorrupt, MaxHeld)
+	if err := d.reserve(h.n); err != nil {
+		return err
 	}
 	d.held = append(d.held, held{*h, slices.Clone(rest)})
-	d.heldBytes += heldCost + h.n
+	return nil
+}
+
+// reserve accounts for a block of n bytes that is kept.
+func (d *Decoder) reserve(n int) error {
+	if d.heldBytes+heldCost+n > MaxHeld {
+		return fmt.Errorf("%w: more than %d bytes behind a missing block", ErrCorrupt, MaxHeld)
+	}
+	d.heldBytes += heldCost + n
+	return nil
+}
+
+// maxEarly bounds how far a block may be resent ahead of itself: its sender may
+// have encoded it and not yet sent.
+const maxEarly = 16
+
+// spare keeps a resent block that comes before it is missed.
+func (d *Decoder) spare(h *header, rest []byte) error {
+	if _, twice := d.spares[h.block.Seq]; twice {
+		return fmt.Errorf("%w: block %d resent twice", ErrCorrupt, h.block.Seq)
+	}
+	if err := d.reserve(h.n); err != nil {
+		return err
+	}
+	if d.spares == nil {
+		d.spares = make(map[uint64]held)
+	}
+	d.spares[h.block.Seq] = held{*h, slices.Clone(rest)}
 	return nil
 }
 
@@ -126,8 +159,25 @@ func (d *Decoder) unhold(dst []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// decode decodes block d.next; rest is its body from the sum on.
+// decode decodes block d.next; rest is its body from the sum on. A miss is made
+// good at once if the block was resent before.
 func (d *Decoder) decode(dst []byte, h *header, rest []byte) ([]byte, error) {
+	out, err := d.attempt(dst, h, rest)
+	spare, ok := d.spares[h.block.Seq]
+	if !ok {
+		return out, err
+	}
+	delete(d.spares, h.block.Seq)
+	d.heldBytes -= heldCost + spare.header.n
+	if !errors.Is(err, ErrMiss) || spare.header.n != h.n {
+		return out, err
+	}
+	d.missing = false
+	return d.attempt(dst, &spare.header, spare.rest)
+}
+
+// attempt decodes block d.next.
+func (d *Decoder) attempt(dst []byte, h *header, rest []byte) ([]byte, error) {
 	s := d.shop.get()
 	defer d.shop.put(s)
 	start := len(dst)
@@ -305,6 +355,9 @@ func (d *Decoder) tally(h *header) {
 // other connections refer to these bytes.
 func (d *Decoder) AppendAck(dst []byte) []byte { return binary.AppendUvarint(dst, d.next) }
 
+// Missing says whether a block is missing: a repair is under way.
+func (d *Decoder) Missing() bool { return d.missing }
+
 // AppendNack appends the request for the missing block, once after each
 // ErrMiss. It appends nothing when no block is missing.
 func (d *Decoder) AppendNack(dst []byte) []byte {
@@ -317,7 +370,7 @@ func (d *Decoder) AppendNack(dst []byte) []byte {
 // Close releases what is kept. Idempotent.
 func (d *Decoder) Close() {
 	d.closed = true
-	d.held = nil
+	d.held, d.spares = nil, nil
 	d.shop.codecs.ReleaseDecoder(d.context)
 	d.context = nil
 }

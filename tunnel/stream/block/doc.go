@@ -109,6 +109,14 @@
 // the resent one, whose Decode returns all their bytes. If one of them misses
 // in turn, Decode returns the good bytes and ErrMiss again. The peer's caller
 // gives the nack to Encoder.Resend and sends the result as an ordinary block.
-// Three misses in a row without a good block are the caller's reason to call
-// History.Restart and reset its connections.
+//
+// A second nack for what was under way when the first one came says that the
+// histories differ in more than a page. If both ends can (Options.Repairs), the
+// blocks behind the wanted one that have tokens are then resent in front of it, up
+// to 8 MiB of them; the Decoder keeps what comes so before it is missed, and uses it
+// if it is. And the encoder trusts its history less with each nack, and more again
+// with each 64 good blocks: it gives up the pages of the sources named, then what
+// lies within 16 MiB of them, then within 1 GiB, then all. So histories that have
+// nothing in common cost a few round trips. Many misses in a row all the same are
+// the caller's reason to call History.Restart and reset its connections.
 package block

@@ -3,9 +3,7 @@ package block
 import (
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"math"
-	"net"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -24,8 +22,8 @@ const (
 )
 
 // Encoder encodes the sending direction of one connection. Match and Finish
-// are for one goroutine each, Append for one instead of both; SetLink, Ack,
-// Resend, Stats and Close may run beside them.
+// are for one goroutine each, Append for one instead of both; Ack, Resend and
+// ResendBehind are for another one; SetLink, Stats and Close may run beside them.
 type Encoder struct {
 	w      *dedupe.Writer // nil without a history
 	shop   *Shop
@@ -40,6 +38,7 @@ type Encoder struct {
 	link  atomic.Uint64 // bytes per second, as a float64
 	blind atomic.Bool   // matching does not pay
 	renew atomic.Bool   // begin a new context: what the peer has may be wrong
+	doubt doubt
 
 	// Of Match.
 	state   state
@@ -67,7 +66,7 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 		e.clock = o.Clock
 		e.chooser = compress.NewChooser(cmp.Or(o.Floor, 100e6), runtime.GOMAXPROCS(0))
 	}
-	e.exact, e.tables = o.Lines, o.Tables
+	e.exact, e.tables, e.doubt.repairs = o.Lines, o.Tables, o.Repairs
 	if h != nil && o.Mode == Full {
 		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
 		e.slack = uint64(h.Size()) / 64
@@ -342,64 +341,6 @@ func (e *Encoder) plain(dst, src []byte, h *header) []byte {
 	dst = h.append(dst)
 	dst = binary.LittleEndian.AppendUint64(dst, h.sum(src, e.connID))
 	return append(dst, src...)
-}
-
-// Ack takes the peer's acknowledgement body (borrowed). Saying the same or
-// less again does no harm. ErrCorrupt if it is no number or acknowledges what
-// was never sent; net.ErrClosed after Close.
-func (e *Encoder) Ack(body []byte) error {
-	if e.closed.Load() {
-		return net.ErrClosed
-	}
-	r := reader{buf: body}
-	n := r.number(1 << 60)
-	if r.bad || r.at != len(body) {
-		return ErrCorrupt
-	}
-	if e.w == nil {
-		return nil
-	}
-	if before := e.opaque.Load(); before > 0 {
-		n = min(n, before-1) // later blocks are not kept
-	}
-	if err := e.w.Acked(n); err != nil {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
-	return nil
-}
-
-// Resend appends the raw body of the block that nack (borrowed) asks for, and
-// takes the sources the peer could not use out of use. On an error the
-// connection must be reset: ErrCorrupt for a nack that breaks the format,
-// dedupe.ErrGone for a block not kept, net.ErrClosed after Close.
-func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
-	if e.closed.Load() {
-		return dst, net.ErrClosed
-	}
-	m, ok := parseNack(nack)
-	if !ok || e.w == nil {
-		return dst, ErrCorrupt
-	}
-	s := e.shop.get()
-	defer e.shop.put(s)
-	var err error
-	h := header{resent: true, place: placeOne}
-	if s.lits, h.block, err = e.w.Again(s.lits[:0], m.seq); err != nil {
-		return dst, err
-	}
-	for _, bad := range m.bad[:m.count] {
-		e.w.Drop(bad.ring, bad.span)
-	}
-	h.n = len(s.lits)
-	e.renew.Store(true)
-	if h.block.Spans[1].Len > 0 {
-		h.place = placeTwo
-	}
-	start := len(dst)
-	dst = e.plain(dst, s.lits, &h)
-	e.count.resent.Add(1)
-	e.count.out.Add(int64(len(dst) - start))
-	return dst, nil
 }
 
 // Close releases what is kept. Idempotent. Finish must have returned.

@@ -38,6 +38,46 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzRepair gives a decoder that misses a block any two bodies: no panic, and
+// nothing returned but what the good answer would bring.
+func FuzzRepair(f *testing.F) {
+	a := blocktest.NewAgents(small)
+	known := blocktest.Random(1, 2000)
+	if err := a.Forward(1).Send(known, nil); err != nil {
+		f.Fatal(err)
+	}
+	enc := newEncoder(a.A, 2)
+	one, two := enc.Append(nil, known[:1000]), enc.Append(nil, known[700:])
+	var again [2][]byte
+	for i := range again {
+		var err error
+		if again[i], err = enc.Resend(nil, []byte{byte(i), 0}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Add(again[1], again[0])
+	f.Add(again[0], again[1])
+	f.Add(two, again[0])
+	f.Fuzz(func(t *testing.T, body, next []byte) {
+		d := newDecoder(dedupe.NewHistory(small), 2)
+		defer d.Close()
+		if _, err := d.Decode(nil, one); !errors.Is(err, block.ErrMiss) {
+			t.Fatal(err)
+		}
+		out := []byte("canary")
+		for _, b := range [][]byte{body, next} {
+			var err error
+			if out, err = d.Decode(out, b); err != nil && !errors.Is(err, block.ErrMiss) {
+				break
+			}
+		}
+		want := append([]byte("canary"), known[:1000]...)
+		if n := min(len(out), len(want)); n != 6 && !bytes.Equal(out[:n], want) || !bytes.HasPrefix(out, want[:6]) {
+			t.Fatalf("%d bytes", len(out))
+		}
+	})
+}
+
 // FuzzRoundTrip encodes any bytes, cut in three blocks, twice.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add(blocktest.Random(1, 3000), uint16(1000), uint8(0))
@@ -71,6 +111,12 @@ func FuzzAnswers(f *testing.F) {
 		for range 3 {
 			e.Append(nil, []byte("hello"))
 		}
+		behind := func(body []byte) {
+			if len(body) == 0 {
+				t.Fatal("an empty body")
+			}
+		}
+		_ = e.ResendBehind(nack, behind)
 		body, err := e.Resend(nil, nack)
 		if (err == nil) != (len(body) > 0) {
 			t.Fatalf("%d bytes, %v", len(body), err)
