@@ -22,8 +22,8 @@ func seedCommand() *cli.Command {
 			"and a migration, mirror or restore that contains it costs next to nothing. The\n" +
 			"second site to run it finds what is common. Names may differ, and pieces are\n" +
 			"found at multiples of 1 MiB, as in disk images of the same origin.\n\n" +
-			"The history must be larger than the files; it is lost on a restart unless\n" +
-			"[history] has a dir.\n\n" +
+			"The history must be larger than the files. It, and which files there were, is\n" +
+			"lost on a restart unless [history] has a dir.\n\n" +
 			"Examples:\n" +
 			"  sudo stitch seed /var/lib/images/debian-12.raw\n" +
 			"  sudo stitch seed --domain migration --peer dc2 *.img",
@@ -89,6 +89,9 @@ func printSeed(w io.Writer, p control.SeedProgress) error {
 		text += fmt.Sprintf("%d pieces are not known at %s: run `stitch seed` there with the same files\n", p.Pieces-p.Common, p.Peer)
 	case p.Planted < p.Common:
 		text += fmt.Sprintf("%d pieces could not be planted: did the files change at %s?\n", p.Common-p.Planted, p.Peer)
+	}
+	if p.Unsaved != "" {
+		text += fmt.Sprintf("the files will be forgotten when the agent stops: %s\n", p.Unsaved)
 	}
 	if planted := int64(p.Planted) << 20; planted > p.History {
 		text += fmt.Sprintf("the history holds %d MiB, the oldest pieces are gone again: raise [history] size\n", p.History>>20)

@@ -33,6 +33,7 @@ type SeedProgress struct {
 	Common  int    `json:"common"`
 	Planted int    `json:"planted"`
 	History int64  `json:"history"`
+	Unsaved string `json:"unsaved,omitempty"`
 	Peer    string `json:"peer"`
 	Domain  string `json:"domain"`
 }

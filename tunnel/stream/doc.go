@@ -161,7 +161,8 @@
 // # Seeding
 //
 // Files that both sites have need not cross. Each side is told of its files and
-// remembers the digests of their pieces. Whoever is told offers his digests, on
+// remembers the digests of their pieces, over a restart too if the history has a
+// directory (seedfile.go). Whoever is told offers his digests, on
 // a connection where OFFER stands in the place of OPEN; of the pieces that the
 // peer has too he puts the bytes into his history and says where they lie
 // (PLANT), and the peer puts the same bytes, from its own file, into its mirror.

@@ -39,6 +39,7 @@ type domain struct {
 	wake    chan struct{} // maintain: look
 	turn    chan struct{} // holds a token while histories are brought in step
 	pieces  pieces        // of files named for seeding
+	sealed  bool          // their file is not ours to write
 	seeding chan struct{} // holds a token while this side seeds
 	serving chan struct{} // and while the peer does
 
@@ -75,6 +76,7 @@ func newDomain(q *peer, name string, tenants bool, keep int) (*domain, error) {
 	if d.epochs.own, err = q.p.epoch(); err != nil {
 		return nil, errors.Join(err, history.Close())
 	}
+	d.loadSeeds()
 	return d, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"sync"
 	"syscall"
@@ -56,6 +57,41 @@ func (p *pieces) add(d digest, at place) bool {
 	}
 	p.known[d] = at
 	return true
+}
+
+// prune forgets the pieces of files that are no longer there, or too short for
+// them; it returns how many.
+func (p *pieces) prune() (forgotten int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	size := make(map[string]int64)
+	for d, at := range p.known {
+		n, ok := size[at.file]
+		if !ok {
+			if fi, err := os.Stat(at.file); err == nil && fi.Mode().IsRegular() {
+				n = fi.Size()
+			}
+			size[at.file] = n
+		}
+		if at.offset+int64(at.size) > n {
+			delete(p.known, d)
+			forgotten++
+		}
+	}
+	return forgotten
+}
+
+// all returns what is remembered, and set replaces it.
+func (p *pieces) all() map[digest]place {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.known)
+}
+
+func (p *pieces) set(known map[digest]place) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known = known
 }
 
 // pieceState is what one side says of a piece that the other one has.

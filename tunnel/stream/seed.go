@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ type SeedProgress struct {
 	Planted int `json:"planted"`
 	// History is the size of the history: no more than that can be planted.
 	History int64 `json:"history"`
+	// Unsaved says why the files are forgotten when the process ends though the
+	// history has a directory; "" if they are not.
+	Unsaved string `json:"unsaved,omitempty"`
 	// Peer and Domain say what was seeded.
 	Peer   string `json:"peer"`
 	Domain string `json:"domain"`
@@ -43,9 +47,10 @@ var errSeeding = errors.New("a seed of this domain is running: wait for it")
 // Seed puts what the named files (absolute paths of regular files) have in
 // common with files that were named at the peer into the history that both
 // share, without sending it: digests of pieces of 1 MiB cross. The files are
-// remembered, by digests, until the process ends, so it is the second of the two
-// sites to call Seed that finds common pieces. peer and domain may be empty when
-// there is only one. report is called at intervals, never concurrently.
+// remembered, by digests, so it is the second of the two sites to call Seed that
+// finds common pieces: until the process ends, and for longer if the history has a
+// directory. peer and domain may be empty when there is only one. report is called
+// at intervals, never concurrently.
 //
 // An error after hashing leaves the files remembered; wrong arguments are
 // ErrSeed.
@@ -67,9 +72,16 @@ func (p *Proxy) Seed(ctx context.Context, peer, domain string, files []string, r
 		return fmt.Errorf("%w: %w", ErrSeed, errSeeding)
 	}
 	for _, f := range files {
-		if err := cut(ctx, f, s.add); err != nil {
-			return err
+		if err = cut(ctx, f, s.add); err != nil {
+			break
 		}
+	}
+	if failed := d.saveSeeds(); failed != nil {
+		s.Unsaved = failed.Error()
+		d.log.Warn("seeded files will be forgotten when the process ends", "err", failed)
+	}
+	if err != nil {
+		return err
 	}
 	return s.offer(ctx)
 }
@@ -101,6 +113,55 @@ func (p *Proxy) seedDomain(peer, name string) (*domain, error) {
 		return nil, fmt.Errorf("%w: choose a peer and a domain: there are %s", ErrSeed, strings.Join(names, ", "))
 	}
 	return found[0], nil
+}
+
+// loadSeeds remembers what an earlier process was told of.
+func (d *domain) loadSeeds() {
+	c := d.store()
+	if c.Dir == "" {
+		return
+	}
+	known, err := readSeeds(c.Dir, c.Key)
+	if err != nil {
+		d.log.Warn("seeded files are not remembered", "err", err)
+		d.sealed = errors.Is(err, errSeedNewer)
+		return
+	}
+	d.pieces.set(known)
+	forgotten := d.pieces.prune()
+	if len(known)+forgotten > 0 {
+		d.log.Info("seeded files are remembered", "pieces", len(known), "forgotten", forgotten)
+	}
+}
+
+// saveSeeds writes down what there is to remember, if the history has a directory.
+func (d *domain) saveSeeds() error {
+	c := d.store()
+	switch {
+	case c.Dir == "":
+		return nil
+	case d.sealed:
+		return errSeedNewer
+	}
+	var salt [16]byte
+	if _, err := io.ReadFull(d.q.p.cfg.Rand, salt[:]); err != nil {
+		return err
+	}
+	b, err := appendSeeds(nil, d.pieces.all(), salt, c.Key)
+	if err != nil {
+		return err
+	}
+	return writeSeeds(c.Dir, b)
+}
+
+// store is where the history is kept; without a directory if it has none that it
+// can use.
+func (d *domain) store() dedupe.Config {
+	c := historyConfig(d.q.p.cfg.Cfg.History, d.q.link.Peer, d.name)
+	if d.history.Stats().Store.State == "memory" {
+		c.Dir = ""
+	}
+	return c
 }
 
 // seeder is one call of Seed.
@@ -137,8 +198,8 @@ func (s *seeder) add(d digest, at place, ok bool) error {
 		s.seen = make(map[digest]bool)
 	}
 	if ok && !s.seen[d] {
-		if !s.d.pieces.add(d, at) {
-			return fmt.Errorf("more than %d GiB of files are remembered for this domain: seed less, or restart the agent", maxPieces*pieceSize>>30)
+		if !s.d.pieces.add(d, at) && (s.d.pieces.prune() == 0 || !s.d.pieces.add(d, at)) {
+			return fmt.Errorf("more than %d GiB of files are remembered for this domain: seed less, or delete the file %q in the history's directory and restart the agent", maxPieces*pieceSize>>30, seedFile)
 		}
 		s.seen[d] = true
 		s.order = append(s.order, d)

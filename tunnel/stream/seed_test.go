@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/stream"
 )
 
@@ -113,6 +114,86 @@ func TestSeedChanged(t *testing.T) {
 		exchange(t, c, s, image, image)
 		if p := w.a.proxy.Stats().Peers[0]; p.Resent != 0 || p.Reset != 0 {
 			t.Errorf("%+v", p)
+		}
+	})
+}
+
+// TestSeedRestart: what a site was told of outlives its process if the history has a
+// directory, but for files that are gone; a file that changed meanwhile is noticed
+// when it is used. The control has no directory.
+func TestSeedRestart(t *testing.T) {
+	image, other := text(1, 3<<20), text(2, 2<<20)
+	for _, c := range []struct {
+		name            string
+		dir, key        bool
+		change          func(dir, here, gone string)
+		common, planted int
+	}{
+		{"memory", false, false, nil, 0, 0},
+		{"directory", true, false, nil, 3, 3},
+		{"encrypted", true, true, nil, 3, 3},
+		{"changed", true, true, func(_, here, _ string) {
+			b := bytes.Clone(image)
+			b[1<<20] ^= 1
+			os.WriteFile(here, b, 0o600)
+		}, 3, 2},
+		{"damaged", true, false, func(dir, _, _ string) { os.Truncate(filepath.Join(dir, "dc2/lab/seeds"), 50) }, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			here, there := file(t, "image", image), file(t, "copy", append(bytes.Clone(image), other...))
+			gone, dir := file(t, "gone", other), t.TempDir()
+			bubble(t, 20*time.Millisecond, func(w *world) {
+				if c.dir {
+					w.a.cfg.History.Dir = dir
+				}
+				if c.key {
+					w.a.cfg.History.Key = config.Key{1}
+				}
+				restart := func() {
+					w.a.kill()
+					time.Sleep(time.Second)
+					w.a.start()
+					time.Sleep(5 * time.Second)
+				}
+				restart()
+				if p, err := w.a.seed(t, here, gone); err != nil || p.Pieces != 5 || p.Unsaved != "" {
+					t.Fatalf("%+v, %v", p, err)
+				}
+				os.Remove(gone)
+				if c.change != nil {
+					c.change(dir, here, gone)
+				}
+				restart()
+				p, err := w.b.seed(t, there)
+				if err != nil || p.Common != c.common || p.Planted != c.planted {
+					t.Errorf("%+v, %v", p, err)
+				}
+				before := w.crossed(4000, other)
+				if got := w.crossed(4000, image[:1<<20]); (got < before/20) != (c.planted > 0) {
+					t.Errorf("a planted piece took %d bytes", got)
+				}
+			})
+		})
+	}
+}
+
+// TestSeedUnsaved: a disk that takes no list of files is said, and nothing else.
+func TestSeedUnsaved(t *testing.T) {
+	dir := t.TempDir()
+	here := file(t, "image", text(1, 2<<20))
+	bubble(t, 20*time.Millisecond, func(w *world) {
+		w.a.kill()
+		w.a.cfg.History.Dir = dir
+		w.a.start()
+		time.Sleep(5 * time.Second)
+		if err := os.Mkdir(filepath.Join(dir, "dc2/lab/seeds"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := w.a.seed(t, here); err != nil || p.Unsaved == "" {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if p, err := w.b.seed(t, here); err != nil || p.Planted != 2 {
+			t.Errorf("%+v, %v", p, err)
 		}
 	})
 }
