@@ -7,6 +7,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -337,4 +339,48 @@ func FuzzContext(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestRenewKeepsThePlace: a context is exchanged for another while others wait for
+// a place: none of them gets it, and the one that had it always has one.
+func TestRenewKeepsThePlace(t *testing.T) {
+	p := NewPool(1, 1)
+	e := p.Encoder(Strong)
+	stop := make(chan struct{})
+	var taken atomic.Int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if other := p.Encoder(Strong); other != nil {
+				taken.Add(1)
+				p.Release(other)
+			}
+		}
+	})
+	d := p.Decoder()
+	for i := range 200 {
+		l := Balanced + Level(i%2)
+		if e = p.Renew(e, l); e.Level() != l {
+			t.Fatalf("level %d instead of %d", e.Level(), l)
+		}
+		text := bytes.Repeat([]byte{byte(i)}, 1000)
+		if got, err := d.Append(nil, e.Append(nil, text), len(text)); err != nil || !bytes.Equal(got, text) {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if n := taken.Load(); n > 0 {
+		t.Errorf("%d times somebody else had the place", n)
+	}
+	p.Release(e)
+	p.ReleaseDecoder(d)
+	if e = p.Encoder(Strong); e == nil {
+		t.Error("the place is not free at the end")
+	}
 }

@@ -200,6 +200,21 @@ func (p *Pool) Encoder(l Level) *Encoder {
 		return nil
 	}
 	p.encoding++
+	return p.take(l)
+}
+
+// Renew takes back e, which must not be nil, and returns an encoder for a new
+// context at level l in its place. There always is one: the peer has a decoder
+// for whoever had a context once, so nobody else may have it meanwhile.
+func (p *Pool) Renew(e *Encoder, l Level) *Encoder {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.encoders = append(p.encoders, e)
+	return p.take(l)
+}
+
+// take returns an idle encoder or a new one, with p.mu held.
+func (p *Pool) take(l Level) *Encoder {
 	last := len(p.encoders) - 1
 	i := slices.IndexFunc(p.encoders, func(e *Encoder) bool { return e.level == l })
 	if i < 0 {

@@ -6,7 +6,8 @@
 // hand to the transport (package estimate); zstd's are its file. Ours is the
 // processor time of encoding or decoding; zstd's is that of its single thread,
 // in user mode and in the kernel, less what reading the same files costs `cat`.
-// Both sides run -n times in turn, and the run with the median time counts.
+// Both sides run -n times in turn, and the run with the median time counts; bytes are
+// the same in every run.
 // Every output is decoded and compared.
 //
 // It needs zstd (scripts/setup codec) and a corpus (`make corpus`); cases whose
@@ -20,6 +21,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"time"
 )
 
 // options of one run, from the command line.
@@ -49,7 +51,7 @@ func run(args []string) error {
 	if err := os.MkdirAll(o.work, 0o755); err != nil {
 		return err
 	}
-	b := &bench{options: o, report: &Report{}}
+	b := &bench{options: o, report: &Report{}, began: time.Now()}
 	if err := b.describe(); err != nil {
 		return err
 	}
@@ -70,7 +72,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.corpus, "corpus", "build/corpus", "directory of the streams and files")
 	f.StringVar(&o.work, "work", "build/codec", "directory for scratch files")
 	f.StringVar(&o.json, "json", "", "write the report as JSON to this file, too")
-	f.IntVar(&o.runs, "n", 3, "runs of each side of each case")
+	f.IntVar(&o.runs, "n", 1, "runs of each side of each case; of 3 or more a busy machine spoils less")
 	only := f.String("only", "", "measure only the cases that match this regular expression")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"os"
 	"testing"
 
 	"stitch/compress"
@@ -161,11 +162,15 @@ func (p *pipe) drain() {
 }
 
 // TestRoundTrip is 10,000 structured blocks through a ring that wraps many
-// times, over connections both ways, moved and acknowledged in random order.
+// times, over connections both ways, moved and acknowledged in random order. With
+// STITCH_LONG=1 it is a million.
 func TestRoundTrip(t *testing.T) {
 	rounds := 10_000
 	if testing.Short() {
 		rounds = 1000
+	}
+	if os.Getenv("STITCH_LONG") != "" {
+		rounds = 1_000_000
 	}
 	a := blocktest.NewAgents(small)
 	m := newMaterial(1)

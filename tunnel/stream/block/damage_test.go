@@ -51,7 +51,7 @@ func TestFlipsInContext(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(8, 8))
 	detected := 0
-	for i := range 1000 {
+	for i := range 1112 {
 		enc, dec := pinned(a.A, uint64(i+2), levels[i%len(levels)]), newDecoder(a.B, uint64(i+2))
 		enc.Bulk()
 		at := r.IntN(len(src) - 40_000)
@@ -83,7 +83,7 @@ func TestFlipsInContext(t *testing.T) {
 		enc.Close()
 		dec.Close()
 	}
-	t.Logf("%d of 900 flips were noticed; the others changed nothing", detected)
+	t.Logf("%d of 1,000 flips were noticed; the others changed nothing", detected)
 }
 
 // TestTruncations: every prefix of a body is refused or missed.

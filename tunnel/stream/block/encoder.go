@@ -313,8 +313,7 @@ func (e *Encoder) carry() bool {
 		return false // a context there is waits for the level to come back
 	}
 	if e.context != nil && (e.renew.Swap(false) || e.context.Level() != e.level) {
-		e.shop.codecs.Release(e.context)
-		e.context = nil
+		e.context = e.shop.codecs.Renew(e.context, e.level)
 	}
 	if e.context == nil && e.bulk >= bulkSize {
 		e.context = e.shop.codecs.Encoder(e.level)

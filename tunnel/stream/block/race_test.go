@@ -46,6 +46,7 @@ func TestConcurrent(t *testing.T) {
 func carry(from, to *dedupe.History, id uint64) (misses int64, err error) {
 	enc, dec := newEncoder(from, id), newDecoder(to, id)
 	defer enc.Close()
+	defer dec.Close()
 	var blocks [][]byte
 	m := newMaterial(1) // the same pool for everyone
 	m.r = rand.New(rand.NewPCG(id, 6))

@@ -93,11 +93,7 @@ func TestDoubtGrows(t *testing.T) {
 
 // TestSparesRefused: what no encoder sends, and what would be kept without bound.
 func TestSparesRefused(t *testing.T) {
-	a := blocktest.NewAgents(small)
 	known := blocktest.Random(3, 20_000)
-	first := newPipe(t, a.A, a.B, 1)
-	first.send(known, compress.Fast)
-	first.drain()
 	for name, c := range map[string]struct {
 		seq   []uint64 // resent while block 0 is missing, of 40 blocks encoded
 		state int      // of which so many have arrived
@@ -108,6 +104,10 @@ func TestSparesRefused(t *testing.T) {
 		"twice":        {[]uint64{1, 1}, 2, false},
 		"far ahead":    {[]uint64{30}, 2, false},
 	} {
+		a := blocktest.NewAgents(small) // an encoder matches what one of its number has sent
+		first := newPipe(t, a.A, a.B, 1)
+		first.send(known, compress.Fast)
+		first.drain()
 		e := block.NewEncoder(a.A, 2, block.Options{Shop: shop})
 		d := newDecoder(dedupe.NewHistory(small), 2)
 		bodies, want := make([][]byte, 40), []byte(nil)
