@@ -150,3 +150,31 @@ func TestE2EPackLoss(t *testing.T) {
 	}
 	t.Log(strings.TrimSpace(fmt.Sprintf("%+v", s.Pack)))
 }
+
+// packHistory gives both edges a history of packets, filled by one host of each.
+func packHistory(host, toml string) string {
+	from := `["10.1.0.10/32", "10.1.0.11/32"]`
+	if host == "e2" {
+		from = `["10.2.0.10/32"]`
+	}
+	return strings.Replace(toml, "[[peer]]\n", "[[peer]]\npacket_history = \"64MiB\"\npacket_history_from = "+from+"\n", 1)
+}
+
+// TestE2EPackHistory: what crossed once crosses the second time in a tenth of
+// its bytes, though nothing compresses it, on the link and on the segment; what
+// another host sends does not.
+func TestE2EPackHistory(t *testing.T) {
+	n := 8 << 20
+	l := world(t, lab.Options{Rate: 100e6, RTT: 40 * time.Millisecond, Edit: packHistory})
+	eventually(t, 10*time.Second, "both keep a history", func() bool { return packStats(t, l, "e1").Pack.History })
+	for _, p := range packPaths {
+		data := traffic.Noise(n)
+		first := across(t, l, p.from, p.to, p.addr, data, 0)
+		again := across(t, l, p.from, p.to, p.addr, data, 0)
+		s := packStats(t, l, "e1")
+		t.Logf("%s: %d random bytes in %d on the WAN, then in %d; %+v, dropped there %+v", p.name, n, first, again, s.Pack, packStats(t, l, "e2").Drops)
+		if again > uint64(n)/10 {
+			t.Errorf("%s: %d bytes took %d the first time, and %d the second", p.name, n, first, again)
+		}
+	}
+}

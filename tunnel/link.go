@@ -278,6 +278,7 @@ func (p *linkPlane) connect() error {
 			Name: peer.Name, PrivateKey: p.cfg.PrivateKey, PublicKey: peer.PublicKey, PresharedKey: peer.PresharedKey,
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
 			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, NoPack: p.cfg.Offload.NoPack, Log: p.log,
+			History: peer.PacketHistory, HistoryFrom: peer.PacketHistoryFrom,
 			Rate: max(peer.Rate, 0), Learn: peer.Rate == config.LearnRate, Overhead: peer.UnderlayMTU - info.InnerMTU,
 			OnFrames:  func(id uint16, frames [][]byte) { p.fromLink(peer.Name, id, frames) },
 			OnControl: func(msg []byte) { p.manager.FromPeer(peer.Name, msg) },

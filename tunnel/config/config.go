@@ -71,6 +71,11 @@ type Peer struct {
 	// Rate is the most that leaves for the peer, in bits of IP packets a second;
 	// 0: no bound, LearnRate: what the link finds out.
 	Rate int64
+	// PacketHistory is how many bytes of what crosses as packets are kept each way,
+	// to be referred to when they cross again; 0: none. Of what leaves here only
+	// what hosts in PacketHistoryFrom send.
+	PacketHistory     int
+	PacketHistoryFrom []netip.Prefix
 	// Stock says that the other end is a WireGuard peer without stitch: only
 	// the layer-3 path exists, no probes, no segments, no streams.
 	Stock bool

@@ -23,6 +23,7 @@ const (
 	maxWorkloads = 4096
 
 	minHistory, defaultHistory, maxHistory = 1 << 20, 256 << 20, 64 << 30
+	maxPacketHistory                       = 1 << 30
 	// defaultMemory is how much of a history with a directory lies in memory.
 	defaultMemory = 1 << 30
 	// maxDomains is small: every domain has a history of its own with each peer.

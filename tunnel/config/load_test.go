@@ -74,6 +74,7 @@ func TestLoadEverything(t *testing.T) {
 			{
 				Name: "dc2", PublicKey: publicOf(testKey(2)), PresharedKey: testKey(9), Endpoint: "198.51.100.20:51820", ListenPort: 51820,
 				Subnets: []netip.Prefix{pfx("10.2.0.0/24"), pfx("fd00:2::/64")}, UnderlayMTU: 1500, Rate: 900e6,
+				PacketHistory: 64 << 20, PacketHistoryFrom: []netip.Prefix{pfx("10.1.0.80/32")},
 				LinkAddresses: [2]netip.Addr{addr("169.254.7.1"), addr("169.254.7.2")},
 			},
 			{Name: "branch", PublicKey: publicOf(testKey(3)), ListenPort: 51821, Subnets: []netip.Prefix{pfx("10.9.0.0/24")}, UnderlayMTU: 1500, Stock: true},

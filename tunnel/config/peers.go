@@ -79,11 +79,32 @@ func (l *loader) peers() {
 			l.check(path+".rate", err)
 			p.Rate = n
 		}
+		l.packetHistory(path, &r, &p)
 		p.Subnets = l.prefixes(path+".subnets", r.Subnets)
 		l.narrow(path+".underlay_mtu", &p)
 		p.LinkAddresses = l.linkAddresses(path+".link_addresses", r.LinkAddresses, u)
 		l.cfg.Peers = append(l.cfg.Peers, p)
 	}
+}
+
+// packetHistory checks what of a link's packets is kept.
+func (l *loader) packetHistory(path string, r *rawPeer, p *Peer) {
+	p.PacketHistoryFrom = l.prefixes(path+".packet_history_from", r.HistoryFrom)
+	if r.PacketHistory == "" {
+		if r.HistoryFrom != nil {
+			l.problem(path+".packet_history_from", "says whose packets are kept, and none are: add %s", example(place{key: "peer.packet_history"}))
+		}
+		return
+	}
+	n, err := ParseSize(r.PacketHistory)
+	switch {
+	case !l.check(path+".packet_history", err):
+	case n < minHistory || n > maxPacketHistory:
+		l.problem(path+".packet_history", "%s is out of range: use \"1MiB\" to \"1GiB\"", quote(r.PacketHistory))
+	case r.Stock:
+		l.problem(path+".packet_history", "a stock peer keeps no history: remove one of the two")
+	}
+	p.PacketHistory = int(n)
 }
 
 // narrow refuses IPv6 subnets behind a link that does not carry IPv6.

@@ -30,6 +30,8 @@ type rawPeer struct {
 	Subnets          []string `toml:"subnets" eg:"['10.2.0.0/24']"`
 	UnderlayMTU      *int64   `toml:"underlay_mtu" eg:"1500"`
 	Rate             string   `toml:"rate" eg:"'100mbit'"`
+	PacketHistory    string   `toml:"packet_history" eg:"'64MiB'"`
+	HistoryFrom      []string `toml:"packet_history_from" eg:"['10.1.0.80/32']"`
 	Stock            bool     `toml:"stock" eg:"true"`
 	LinkAddresses    []string `toml:"link_addresses" eg:"['169.254.7.1', '169.254.7.2']"`
 }

@@ -189,7 +189,11 @@ func (d *device) readOne(fd int) error {
 	if err == nil {
 		err = r.split.Start(b[super.HeaderLen:k], h, d.link, int(d.limit.Load()))
 	}
-	if err == nil && r.pack != nil && (h.Kind == super.TCP4 || h.Kind == super.TCP6) && r.pack.Take(b[super.HeaderLen:k], h, &r.split) {
+	switch {
+	case err != nil || r.pack == nil:
+	case h.Kind != super.TCP4 && h.Kind != super.TCP6:
+		r.pack.Pass(b[super.HeaderLen:k])
+	case r.pack.Take(b[super.HeaderLen:k], h, &r.split):
 		r.split = super.Splitter{}
 	}
 	r.cut()

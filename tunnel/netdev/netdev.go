@@ -50,9 +50,12 @@ type Cutter interface {
 type Packer interface {
 	// Take is offered a super-packet and how it would be cut, which it
 	// borrows. When it takes it, what Next returns until Len is 0 is read in
-	// place of its packets, by later Reads too if there is no room before.
+	// place of its packets, by later Reads too if there is no room before; when
+	// not, ahead of them.
 	Take(packet []byte, h super.Header, cut *super.Splitter) bool
-	// Len returns the length of the next packet in place of those; 0: none.
+	// Pass sees every other packet, in order, which it borrows.
+	Pass(packet []byte)
+	// Len returns the length of the next packet that Next writes; 0: none.
 	Len() int
 	// Next writes it to dst.
 	Next(dst []byte)

@@ -50,6 +50,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 		}
 		if p := b[offset:]; !m.path.Touches(p) {
 			super.ClampMSS(p, super.IP, int(m.inner.Load()), false)
+			m.past.saw(p, super.IP, 0)
 			in.out = append(in.out, b)
 			m.count.rxPackets.Add(1)
 			m.count.rxBytes.Add(uint64(len(p)))
@@ -65,6 +66,7 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 	m.endBatch()
 	if !now.IsZero() {
 		m.publishDrops(now)
+		m.report(now)
 	}
 	return len(bufs), nil
 }
@@ -127,6 +129,7 @@ func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
 		if h.Kind == carrier.Unit {
 			m.unit(payload, offset)
 		} else {
+			m.sawFrame(h, payload)
 			m.message(h, payload, now)
 		}
 		return
@@ -146,6 +149,7 @@ func (m *mux) carrierPacket(b []byte, offset int, now time.Time) {
 		m.inbox.reassembler.Release(whole)
 		return
 	}
+	m.sawFrame(h, whole)
 	m.message(h, whole, now)
 	m.inbox.whole = append(m.inbox.whole, whole)
 }
@@ -157,9 +161,17 @@ func (m *mux) joinedPacket(b, p []byte) {
 	if !m.plainInside(p) {
 		return
 	}
+	m.past.saw(p, super.IP, 0)
 	m.inbox.out = append(m.inbox.out, append(b, p...))
 	m.count.rxPackets.Add(1)
 	m.count.rxBytes.Add(uint64(len(p)))
+}
+
+// sawFrame shows the history a frame that crossed as it is.
+func (m *mux) sawFrame(h carrier.Header, msg []byte) {
+	if h.Kind == carrier.Frame {
+		m.past.saw(msg, super.Ethernet, h.Segment)
+	}
 }
 
 // plainInside reports whether p, which was carried as a message, may reach the

@@ -77,6 +77,7 @@ type mux struct {
 	shaped   *shaped // nil: packets have always left as fast as they came
 
 	packing packing
+	past    past
 
 	// Owned by Write.
 	inbox inbox
@@ -103,6 +104,7 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 		events: make(chan tun.Event), closed: make(chan struct{}), wake: make(chan struct{}, 1),
 		scratch: make([][]byte, conn.IdealBatchSize), control: newQueue(controlQueue),
 	}
+	m.past.start(cfg)
 	m.packing.start(m)
 	m.space, m.place = sync.NewCond(&m.mu), m.out.next
 	m.cfg = cfg

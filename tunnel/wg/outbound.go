@@ -237,9 +237,13 @@ func (m *mux) nextFrame() bool {
 		if m.cut.Start(m.sending.data, m.sending.header, super.Ethernet, m.maxFrame()) != nil {
 			m.count.dropFrameInvalid.Add(1)
 		}
-		if n := m.cut.Count(); n > 1 && m.sending.header.Kind != super.UDP && m.packing.frames.take(m.sending.data, m.sending.segment, &m.cut) {
-			m.count.txFrames.Add(uint64(n))
-			m.cut = super.Splitter{}
+		if n := m.cut.Count(); n > 1 && m.sending.header.Kind != super.UDP {
+			if m.packing.frames.take(m.sending.data, m.sending.segment, &m.cut) {
+				m.count.txFrames.Add(uint64(n))
+				m.cut = super.Splitter{}
+			}
+		} else {
+			m.past.pass(m, m.sending.data, m.sending.segment)
 		}
 	}
 	return true

@@ -35,8 +35,9 @@ const (
 // that made the request; sequence counts its requests. An echo has the
 // sequence and instance of the request. Behind these 16 bytes may follow one
 // with features: bit 0, the sender takes units (package pack);
-// bit 1, it answers gauges. What is not there
-// is 0, as from older agents. A receiver ignores other types and further bytes.
+// bit 1, it answers gauges; bit 2, it keeps a history of units (package
+// pack/history). What is not there is 0, as from older agents. A receiver ignores
+// other types and further bytes.
 type probe struct {
 	echo     bool
 	loss     uint8
@@ -54,6 +55,8 @@ const (
 	featureUnits features = 1 << iota
 	// featureGauges: it answers gauges.
 	featureGauges
+	// featureHistory: it keeps a history of units.
+	featureHistory
 )
 
 func (p probe) append(b []byte) []byte {

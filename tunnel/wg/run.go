@@ -10,6 +10,7 @@ import (
 	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/wg/carrier"
+	"stitch/tunnel/wg/pack/history"
 	"stitch/tunnel/wg/quality"
 )
 
@@ -132,6 +133,10 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 		l.onGauge(m)
 		return
 	}
+	if m, ok := history.ParseReport(msg); ok {
+		l.mux.past.onReport(m)
+		return
+	}
 	if len(msg) > 0 && msg[0] == filler {
 		return
 	}
@@ -146,6 +151,7 @@ func (l *Link) onProbe(msg []byte, now time.Time) {
 	l.setState(l.prober.state, now)
 	rtt := l.prober.srtt
 	l.mux.packing.taken.Store(l.prober.taken&featureUnits != 0)
+	l.mux.past.taken.Store(l.prober.taken&featureHistory != 0)
 	l.mu.Unlock()
 	if in.echo {
 		l.bind.setRTT(rtt)

@@ -83,6 +83,10 @@ type Pack struct {
 	UnitBytes uint64 `json:"unit_bytes"`
 	Datagrams uint64 `json:"datagrams_saved"`
 	Received  uint64 `json:"received"`
+	// History says that both ends keep one, and RepeatBytes are those of Bytes that
+	// were found in it.
+	History     bool   `json:"history"`
+	RepeatBytes uint64 `json:"repeat_bytes"`
 	// Not compressed were, of those offered since the peer takes units: flows
 	// passed over for what was seen before, that look encrypted, where too
 	// little was saved, or too little for the link's loss, because compressing
@@ -121,10 +125,12 @@ type Drops struct {
 	Version uint64 `json:"version"`
 	// Rate: too much waited for the link's rate.
 	Rate uint64 `json:"rate"`
-	// Unit: units of the peer that break the format. Part: parts of our units
+	// Unit: units of the peer that break the format. UnitMissing: that refer to
+	// what is not in the history, any more or after a restart. Part: parts of our units
 	// that were not sent before the link went down.
-	Unit uint64 `json:"unit"`
-	Part uint64 `json:"part"`
+	Unit        uint64 `json:"unit"`
+	UnitMissing uint64 `json:"unit_missing"`
+	Part        uint64 `json:"part"`
 	// Unclaimed: frames and control datagrams nobody takes.
 	Unclaimed uint64 `json:"unclaimed"`
 	// Rejected: datagrams with data that gave no packet, since they were
@@ -152,6 +158,7 @@ type counters struct {
 
 	pack                                     [pack.Verdicts]atomic.Uint64
 	packBytes, unitBytes, packSaved, rxUnits atomic.Uint64
+	repeats                                  atomic.Uint64
 
 	dropFrameQueue, dropFrameInvalid                      atomic.Uint64
 	dropControlQueue, dropControlDown, dropControlInvalid atomic.Uint64
@@ -159,7 +166,7 @@ type counters struct {
 	dropNotIP, dropTooBig, dropForged, dropRate           atomic.Uint64
 	dropForeign, dropVersion, dropUnclaimed               atomic.Uint64
 	rxData, rxOpened                                      atomic.Uint64 // datagrams with data, and packets of them
-	dropUnit, dropPart                                    atomic.Uint64
+	dropUnit, dropMissing, dropPart                       atomic.Uint64
 	tunReadErrors, tunWriteErrors                         atomic.Uint64
 	sendErrors, receiveErrors, rebinds                    atomic.Uint64
 }
@@ -183,11 +190,11 @@ func (c *counters) fill(s *Stats) {
 		NotIP: c.dropNotIP.Load(), TooBig: c.dropTooBig.Load(), Forged: c.dropForged.Load(), Rate: c.dropRate.Load(),
 		Foreign: c.dropForeign.Load(), Version: c.dropVersion.Load(), Unclaimed: c.dropUnclaimed.Load(),
 		Rejected: c.rxData.Load() - opened,
-		Unit:     c.dropUnit.Load(), Part: c.dropPart.Load(),
+		Unit:     c.dropUnit.Load(), UnitMissing: c.dropMissing.Load(), Part: c.dropPart.Load(),
 	}
 	s.Pack = Pack{
 		Units: c.pack[pack.Packed].Load(), Bytes: c.packBytes.Load(), UnitBytes: c.unitBytes.Load(), Datagrams: c.packSaved.Load(),
-		Received: c.rxUnits.Load(), Passed: c.pack[pack.Passed].Load(), Encrypted: c.pack[pack.Encrypted].Load(),
+		Received: c.rxUnits.Load(), RepeatBytes: c.repeats.Load(), Passed: c.pack[pack.Passed].Load(), Encrypted: c.pack[pack.Encrypted].Load(),
 		Small: c.pack[pack.Small].Load(), Lossy: c.pack[pack.Lossy].Load(), Busy: c.pack[pack.Busy].Load(), Odd: c.pack[pack.Odd].Load(),
 	}
 	s.Errors = Errors{

@@ -1,6 +1,7 @@
 package wg
 
 import (
+	"errors"
 	"math"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ func (p *packing) flow(id uint32) flowKey {
 func (p *packing) start(m *mux) {
 	p.pool = compress.NewPool(1, 0)
 	p.setLoss(-1)
+	m.past.unpack = pack.NewUnpacker(p.pool, m.past.received)
 	p.tun.m, p.frames.m = m, m
 	if c, ok := m.dev.(netdev.Cutter); ok {
 		c.Offer(&p.tun)
@@ -86,7 +88,11 @@ func (u *unitParts) Take(packet []byte, h super.Header, cut *super.Splitter) boo
 	return true
 }
 
-// take makes a unit of a super-packet, if that pays.
+// Pass implements netdev.Packer.
+func (u *unitParts) Pass(packet []byte) { u.m.past.pass(u.m, packet, 0) }
+
+// take makes a unit of a super-packet, if that pays. If not, there may be
+// something to send ahead of its packets.
 func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) bool {
 	m := u.m
 	p := &m.packing
@@ -103,9 +109,10 @@ func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) boo
 		Room: mtu - carrier.HeaderLen, Loss: math.Float64frombits(p.loss.Load()),
 	}
 	o.IP, o.Transport, o.Body = cut.Offsets()
+	m.past.offer(&o)
 	unit, verdict := p.packer.Pack(u.buf[:0], &o)
 	m.count.pack[verdict].Add(1)
-	if verdict != pack.Packed {
+	if len(unit) == 0 {
 		return false
 	}
 	parts, size := carrier.Unit.Split(len(unit), mtu)
@@ -117,6 +124,10 @@ func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) boo
 	if m.shaped != nil {
 		p.sent[u.h.ID%sentUnits] = sentUnit{u.h.ID, keyOf(segment, packet)}
 	}
+	if verdict != pack.Packed {
+		return false
+	}
+	m.count.repeats.Add(uint64(p.packer.Repeats()))
 	m.count.packBytes.Add(uint64(len(packet)))
 	m.count.unitBytes.Add(uint64(len(unit)))
 	m.count.packSaved.Add(uint64(o.Count - parts))
@@ -160,10 +171,17 @@ func (u *unitParts) own(p []byte) bool {
 // have gone, in the order of arrival.
 func (m *mux) unit(msg []byte, offset int) {
 	in := &m.inbox
+	if m.past.unpack.Note(msg) {
+		return
+	}
 	if in.plain == nil {
 		in.plain = make([]byte, 0, super.MaxPacket)
 	}
-	u, err := pack.Unpack(m.packing.pool, in.plain[:0], msg)
+	u, err := m.past.unpack.Unpack(in.plain[:0], msg)
+	if errors.Is(err, pack.ErrMissing) {
+		m.count.dropMissing.Add(1)
+		return
+	}
 	var cut super.Splitter
 	if err == nil {
 		err = cut.Start(u.Packet, u.Header, u.Link, len(u.Packet))

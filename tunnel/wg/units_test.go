@@ -66,7 +66,11 @@ func (d *superTUN) take(b []byte, bufs [][]byte, sizes []int, offset int) int {
 	if err != nil {
 		panic(err)
 	}
-	if d.pack != nil && h.Kind != super.None && h.Kind != super.UDP && d.pack.Take(b[super.HeaderLen:], h, &d.split) {
+	switch {
+	case d.pack == nil:
+	case h.Kind == super.None || h.Kind == super.UDP:
+		d.pack.Pass(b[super.HeaderLen:])
+	case d.pack.Take(b[super.HeaderLen:], h, &d.split):
 		d.split = super.Splitter{}
 	}
 	return d.cut(bufs, sizes, offset)

@@ -139,6 +139,11 @@ type Config struct {
 	// NoPack neither compresses super-packets nor takes compressed ones; see
 	// package pack.
 	NoPack bool
+	// History is how many bytes of units are kept each way, to be referred to by
+	// later ones; 0: none; see package pack/history. Only what hosts in
+	// HistoryFrom send is kept here.
+	History     int
+	HistoryFrom []netip.Prefix
 	// Resolver looks up the host of Endpoint; nil means net.DefaultResolver.
 	Resolver Resolver
 	// Bind is the UDP side; nil means conn.NewDefaultBind().
@@ -226,6 +231,9 @@ func Open(cfg Config) (*Link, error) {
 	l.prober.offered = featureGauges
 	if !cfg.NoPack {
 		l.prober.offered |= featureUnits
+		if cfg.History > 0 {
+			l.prober.offered |= featureHistory
+		}
 	}
 	l.mux = newMux(path, &cfg, &l.count, l, l.log)
 	ours := PublicKey(cfg.PrivateKey)
@@ -367,6 +375,7 @@ func (l *Link) Stats() Stats {
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
 	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
+	s.Pack.History = l.mux.past.taken.Load()
 	s.Pack.Peer = l.mux.packing.taken.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
 	s.Rate = max(l.cfg.Rate, l.mux.learned.Load())

@@ -192,6 +192,13 @@ func locate(p []byte, link Link) (l layout, ok bool) {
 	return l, ok
 }
 
+// TCP returns where the headers of a TCP packet, its payload and its end are;
+// false if it is none, a fragment, one with IPv6 extension headers, or cut short.
+func TCP(p []byte, link Link) (ip, transport, body, end int, ok bool) {
+	l, ok := locate(p, link)
+	return l.ip, l.l4, l.body, l.end, ok && l.proto == protoTCP
+}
+
 // transport finds the end of the transport header.
 func (l *layout) transport(p []byte) bool {
 	switch {

@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"hash/maphash"
 
-	"stitch/compress"
+	"stitch/tunnel/wg/pack/history"
 )
 
 const (
@@ -22,6 +22,14 @@ const (
 type flow struct {
 	key        uint64
 	skip, wait uint16 // units to pass over, of so many
+	sealed     bool   // TLS or SSH was seen
+
+	// Of its history: where it was found last, what it is recorded in, up to
+	// which of TCP's sequence numbers, and how many bytes are in records.
+	last     history.Source
+	record   history.Record
+	next     uint32
+	recorded int32
 }
 
 // due reports whether the next unit is to be looked at.
@@ -48,6 +56,21 @@ func (f *flow) failed() {
 // packed notes that it saved enough.
 func (f *flow) packed() { f.wait = 0 }
 
+// far is how far TCP's sequence numbers may fall back for it to be the same
+// connection's.
+const far = 4 << 20
+
+// overlap returns how many of n bytes are recorded already, or have been passed
+// over; again: all. Where some before them are missing the record ends.
+func (f *flow) overlap(tcp uint32, n int) (at int, again bool) {
+	ahead := int(int32(tcp - f.next))
+	if f.recorded == 0 || ahead > 0 || ahead < -far {
+		f.record = history.Record{}
+		return 0, false
+	}
+	return -ahead, ahead+n <= 0
+}
+
 // flows is a table of flows by hash. A newer one takes an older one's place.
 type flows struct {
 	seed  maphash.Seed
@@ -73,9 +96,8 @@ func (t *flows) of(o *Offer) *flow {
 	return f
 }
 
-// looksEncrypted reports whether a payload begins as TLS or SSH does, or looks
-// random.
-func looksEncrypted(p []byte) bool {
+// sealed reports whether a payload begins as TLS or SSH does.
+func sealed(p []byte) bool {
 	tls := len(p) > 5 && p[0] >= 20 && p[0] <= 23 && p[1] == 3 && p[2] <= 4
-	return tls || bytes.HasPrefix(p, []byte("SSH-")) || compress.Random(p)
+	return tls || bytes.HasPrefix(p, []byte("SSH-"))
 }

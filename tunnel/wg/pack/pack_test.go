@@ -160,7 +160,7 @@ func TestRoundTrip(t *testing.T) {
 			continue
 		}
 		packed[i%2]++
-		u, err := Unpack(pool, nil, unit)
+		u, err := NewUnpacker(pool, nil).Unpack(nil, unit)
 		if err != nil {
 			t.Fatalf("%+v: %v", s, err)
 		}
@@ -366,7 +366,7 @@ func golden(t testing.TB) map[string][]byte {
 }
 
 func outcome(pool *compress.Pool, unit []byte) string {
-	u, err := Unpack(pool, nil, unit)
+	u, err := NewUnpacker(pool, nil).Unpack(nil, unit)
 	if err != nil {
 		return "malformed"
 	}
@@ -436,7 +436,7 @@ func TestHostile(t *testing.T) {
 		binary.BigEndian.PutUint32(bomb[8:], uint32(n))
 		dst := make([]byte, 0, super.MaxPacket)
 		allocs := testing.AllocsPerRun(10, func() {
-			if u, err := Unpack(pool, dst, bomb); !errors.Is(err, ErrFormat) {
+			if u, err := NewUnpacker(pool, nil).Unpack(dst, bomb); !errors.Is(err, ErrFormat) {
 				t.Errorf("a bomb claimed %s: %d bytes, %v", name, len(u.Packet), err)
 			}
 		})
@@ -463,7 +463,8 @@ func TestNoAllocs(t *testing.T) {
 			t.Errorf("level %d: packing allocates %v times", level, n)
 		}
 		dst := make([]byte, 0, super.MaxPacket)
-		if n := testing.AllocsPerRun(100, func() { _, _ = Unpack(pool, dst, unit) }); n > 0 {
+		u := NewUnpacker(pool, nil)
+		if n := testing.AllocsPerRun(100, func() { _, _ = u.Unpack(dst, unit) }); n > 0 {
 			t.Errorf("level %d: unpacking allocates %v times", level, n)
 		}
 	}
@@ -492,7 +493,7 @@ func FuzzUnpack(f *testing.F) {
 	pool := compress.NewPool(1, 0)
 	f.Fuzz(func(t *testing.T, unit []byte) {
 		saved := bytes.Clone(unit)
-		u, err := Unpack(pool, make([]byte, 0, super.MaxPacket), unit)
+		u, err := NewUnpacker(pool, nil).Unpack(make([]byte, 0, super.MaxPacket), unit)
 		if !bytes.Equal(unit, saved) {
 			t.Fatal("the unit was changed")
 		}

@@ -46,16 +46,19 @@ type governor struct {
 	until  time.Duration // of this one
 	// Since begin, spent went into compressing.
 	begin, spent time.Duration
+	// past says that the history is used. It is the first thing to be given up:
+	// until back, the next time for wait. It has been used since used.
+	past             bool
+	back, wait, used time.Duration
 }
 
 func newGovernor(now time.Duration) governor {
-	return governor{level: compress.Balanced, tokens: saved, last: now, rest: firstRest, begin: now}
+	return governor{level: compress.Balanced, tokens: saved, last: now, rest: firstRest, begin: now, wait: firstRest}
 }
 
 // at returns the level to compress with now; Store: not at all.
 func (g *governor) at(now time.Duration) compress.Level {
-	g.tokens = min(g.tokens+(now-g.last)/share, saved)
-	g.last = now
+	g.fill(now)
 	switch period := now - g.begin; {
 	case g.level == compress.Store && now >= g.until:
 		g.enter(compress.Fast, now)
@@ -68,16 +71,39 @@ func (g *governor) at(now time.Duration) compress.Level {
 	return g.level
 }
 
+// fill adds the tokens of the time that passed.
+func (g *governor) fill(now time.Duration) {
+	g.tokens = min(g.tokens+(now-g.last)/share, saved)
+	g.last = now
+}
+
+// usePast reports whether the history may be used now.
+func (g *governor) usePast(now time.Duration) bool {
+	g.fill(now)
+	if !g.past && now >= g.back {
+		g.past, g.used = true, now
+	}
+	if g.past && now-g.used >= calm {
+		g.wait = firstRest
+	}
+	return g.past
+}
+
 // enter begins with a level.
 func (g *governor) enter(l compress.Level, now time.Duration) {
 	g.level, g.tokens, g.begin, g.spent = l, saved, now, 0
 }
 
-// took notes that compressing took d, until now.
+// took notes that compressing and the history took d, until now.
 func (g *governor) took(d, now time.Duration) {
 	g.tokens -= d
 	g.spent += d
 	if g.tokens > 0 {
+		return
+	}
+	if g.past {
+		g.past, g.back, g.tokens = false, now+g.wait, saved
+		g.wait = min(2*g.wait, longRest)
 		return
 	}
 	if g.level == compress.Balanced {
