@@ -74,9 +74,11 @@
 // secret and somebody else's text in the same 64 KiB: for those there is
 // offload_off = ["pack"], at either end.
 //
-// # Why there is no history
+// # Repeats, near and far
 //
-// Matching against earlier units that the peer has acknowledged was measured on
+// What crossed once may be referred to when it crosses again, if the configuration
+// says of whom (package history). It is for repeats at a distance. A compressor's
+// window across units would be another thing, and there is none: matching against earlier units that the peer has acknowledged was measured on
 // 8 MiB of each of these, zstd's fastest level, as the bytes in the datagrams'
 // payload: a unit of 14,400 or 63,360 bytes by itself, and with the flow's last
 // 64 KiB and 1 MiB before it.
@@ -90,9 +92,7 @@
 //
 // (Alone includes the datagrams' headers, history does not, so it is less than it
 // seems.) Where most is saved, by the first division by five, a history saves
-// some percent of the whole more. It would need acknowledgements, state per flow
-// at both ends and a rule for what gets lost, and every secret that crossed would
-// be there to be guessed for longer. Bulk that repeats belongs into a stream,
+// some percent of the whole more. Every secret that crossed would be there to be guessed for longer. Bulk that repeats belongs into a stream,
 // whose history is gigabytes.
 //
 // # Wire format
@@ -102,7 +102,7 @@
 //		 0                   1                   2                   3
 //		 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
 //		+---------------+---------------+-------------------------------+
-//		|     codec     |       0       |            segment            |
+//		|     codec     |     flags     |            segment            |
 //		+---------------+---------------+-------------------------------+
 //		|             size              |             start             |
 //		+-------------------------------+-------------------------------+
@@ -114,6 +114,10 @@
 //		|  super-packet, compressed ...
 //
 //	  - codec is 1 (S2 block) or 2 (zstd frame with its content size).
+//	  - flags: 1, behind the header is what the unit refers to (epoch u32, base u32,
+//	    length u32, references; package history) and what follows are the
+//	    literals, codec 0 being allowed; 2, behind that is a history.Note. Both only
+//	    to who keeps a history. Codec 3, zeros, and a note is a note alone.
 //	  - segment is that of an Ethernet frame; 0: an IP packet.
 //	  - size is how much each packet but the last carries behind its headers, 256
 //	    at least; start is the offset of the TCP header.
