@@ -160,9 +160,10 @@ func packHistory(host, toml string) string {
 	return strings.Replace(toml, "[[peer]]\n", "[[peer]]\npacket_history = \"64MiB\"\npacket_history_from = "+from+"\n", 1)
 }
 
-// TestE2EPackHistory: what crossed once crosses the second time in a tenth of
-// its bytes, though nothing compresses it, on the link and on the segment; what
-// another host sends does not.
+// TestE2EPackHistory: what crossed once crosses again in a tenth of its bytes, on
+// the link and on the segment, though nothing compresses it: the first time, which
+// is the control, it takes all of them. A machine that is busy may give up the
+// history for a while, so there is more than one second time.
 func TestE2EPackHistory(t *testing.T) {
 	n := 8 << 20
 	l := world(t, lab.Options{Rate: 100e6, RTT: 40 * time.Millisecond, Edit: packHistory})
@@ -171,10 +172,14 @@ func TestE2EPackHistory(t *testing.T) {
 		data := traffic.Noise(n)
 		first := across(t, l, p.from, p.to, p.addr, data, 0)
 		again := across(t, l, p.from, p.to, p.addr, data, 0)
+		for try := 0; try < 4 && again > uint64(n)/10; try++ {
+			time.Sleep(time.Second)
+			again = across(t, l, p.from, p.to, p.addr, data, 0)
+		}
 		s := packStats(t, l, "e1")
 		t.Logf("%s: %d random bytes in %d on the WAN, then in %d; %+v, dropped there %+v", p.name, n, first, again, s.Pack, packStats(t, l, "e2").Drops)
-		if again > uint64(n)/10 {
-			t.Errorf("%s: %d bytes took %d the first time, and %d the second", p.name, n, first, again)
+		if again > uint64(n)/10 || first < uint64(n) {
+			t.Errorf("%s: %d bytes took %d the first time, and %d again", p.name, n, first, again)
 		}
 	}
 }

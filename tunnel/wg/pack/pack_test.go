@@ -486,6 +486,26 @@ func TestUnitsAlone(t *testing.T) {
 	}
 }
 
+// TestUnitTells is the control of TestUnitsAlone: a secret and a guess in one unit,
+// which is what the documentation warns of, are told apart by its size.
+func TestUnitTells(t *testing.T) {
+	pool := compress.NewPool(1, 0)
+	rng := rand.New(rand.NewPCG(7, 7))
+	secret := random(rng, 64)
+	size := func(guess []byte) int {
+		page := append(append(text(rand.New(rand.NewPCG(8, 8)), 20000), secret...), text(rand.New(rand.NewPCG(9, 9)), 20000)...)
+		p, h := bulk(append(page, guess...))
+		unit, v := NewPacker(pool, frozen).Pack(nil, offer(t, p, h, super.IP, 0, 1440))
+		if v != Packed {
+			t.Fatalf("verdict %d", v)
+		}
+		return len(unit)
+	}
+	if right, wrong := size(secret), size(random(rng, 64)); right >= wrong {
+		t.Errorf("a right guess takes %d bytes, a wrong one %d", right, wrong)
+	}
+}
+
 func FuzzUnpack(f *testing.F) {
 	for _, v := range vectors(f, "../../../testdata/wire/unit.txt") {
 		f.Add(v.unit)
