@@ -180,7 +180,7 @@ func (m *matcher) turn(s *stretch) {
 // place, unless an anchor knows better.
 func (m *matcher) follow() bool {
 	gap := 0
-	if m.at < m.settled {
+	if m.at < m.settled && !m.lines {
 		gap = smallGap
 	}
 	if m.pursue(m.run, gap) || m.other != m.run && m.pursue(m.other, 0) {
@@ -242,9 +242,11 @@ func (m *matcher) ahead(u run) (a, b []byte, mu *sync.RWMutex) {
 	return m.src[m.at:][:n], seg[i:][:n], mu
 }
 
-// behindEdit is what src and a steady run have in common behind an edit.
+// behindEdit is what src and a steady run have in common behind an edit. With
+// lines that is not asked: a few bytes, which may be guessed, decide where a run
+// goes on, and so whether whole lines behind them are found.
 func (m *matcher) behindEdit() (s stretch) {
-	if m.run.long < steady {
+	if m.run.long < steady || m.lines {
 		return s
 	}
 	a, b, mu := m.ahead(m.run)
@@ -414,7 +416,18 @@ func (m *matcher) hint(a *anchor, e uint64) (u run) {
 
 // try verifies slot e's hint for a.
 func (m *matcher) try(a *anchor, e uint64) stretch {
-	return m.probe(m.hint(a, e), int(a.off))
+	return m.verify(a, m.hint(a, e))
+}
+
+// verify is probe around an anchor. With lines its window must be within what is
+// found: where there are anchors depends on each byte of their windows, and would
+// tell of one that is in no whole line.
+func (m *matcher) verify(a *anchor, u run) stretch {
+	s := m.probe(u, int(a.off))
+	if end := int(a.off) + 8; m.lines && (s.from > end-gearWindow || s.to < end) {
+		return stretch{}
+	}
+	return s
 }
 
 // best looks at other anchors near s for a match that covers s and is longer or
@@ -437,7 +450,7 @@ func (m *matcher) best(s stretch) stretch {
 				continue
 			}
 			left--
-			tried = m.probe(u, int(a.off))
+			tried = m.verify(a, u)
 			if m.covers(&tried, &s) {
 				s = tried
 			}

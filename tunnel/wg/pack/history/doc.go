@@ -50,6 +50,9 @@
 //     least, so a byte that is guessed right changes nothing: the whole line has to
 //     be. Where lines begin is drawn for each record, so that who can shift a
 //     secret does not know what he shifts it to;
+//   - an anchor counts only if all of its window is in the lines it leads to: where
+//     anchors are is no secret, so else who makes text that has one only if his
+//     guess is right would see whether anything was found;
 //   - nothing but references crosses from flow to flow: literals are compressed by
 //     themselves.
 //

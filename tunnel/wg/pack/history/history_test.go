@@ -191,16 +191,20 @@ func TestMatchTwin(t *testing.T) {
 func TestSizeOracle(t *testing.T) {
 	const tries = 300
 	rng := rand.New(rand.NewPCG(2, 2))
-	shows := func(group uint64, step int) (n int) {
+	shows := func(group uint64, step int, crafted bool) (n int) {
 		for range tries {
 			e := newEnds(rng)
 			e.s.line = step
 			page := random(rng, MinRecord)
-			at := 4096 + rng.IntN(1000)
+			from, at := 0, 4096+rng.IntN(1000)
+			if end, ok := lonely(page); crafted && ok {
+				from, at = end-700, end-1
+			}
 			e.cross(page, 1)
 			sizes := make([]int, 0, 8)
 			for i := range 8 { // 0 is right
 				guess := append(bytes.Clone(page[:at]), page[at]+byte(i), '~', '~')
+				clear(guess[:from])
 				guess[at+1], guess[at+2] = page[at+1]+1, page[at+2]+1
 				sizes = append(sizes, e.size(guess, group))
 			}
@@ -213,15 +217,30 @@ func TestSizeOracle(t *testing.T) {
 		}
 		return n
 	}
-	if n := shows(2, line); n > 0 {
-		t.Errorf("another host learns %d of %d", n, tries)
+	for _, crafted := range []bool{false, true} {
+		if n := shows(2, line, crafted); n > 0 {
+			t.Errorf("crafted %v: another host learns %d of %d", crafted, n, tries)
+		}
+		if n := shows(1, line, crafted); n > tries/64*5 {
+			t.Errorf("crafted %v: the same host learns %d of %d", crafted, n, tries)
+		}
+		if n := shows(1, 1, crafted); n < tries/2 {
+			t.Errorf("crafted %v: the control shows only %d of %d", crafted, n, tries)
+		}
 	}
-	if n := shows(1, line); n > tries/64*5 {
-		t.Errorf("the same host learns %d of %d", n, tries)
+}
+
+// lonely returns where the window of an anchor ends before which is none for long.
+func lonely(page []byte) (end int, ok bool) {
+	before := 0
+	for _, a := range scan(nil, page, 0, len(page)) {
+		end = int(a.at) + 1
+		if end-before > 600 && end > 1000 && end < len(page)-64 {
+			return end, true
+		}
+		before = end
 	}
-	if n := shows(1, 1); n < tries*9/10 {
-		t.Errorf("the control shows only %d of %d", n, tries)
-	}
+	return 0, false
 }
 
 // TestForgottenIsNotReferredTo: what the receiver may have let go of is not

@@ -187,6 +187,14 @@ func (s *Sender) try(a *anchor) bool {
 		return false
 	}
 	n := back + prefix(s.src[here+1:], b[at+1:])
+	// An anchor counts within the lines it leads to only: where it is depends on
+	// each byte of its window, and tells of one that is not in them.
+	from, end := at+1-back, at+1-back+n
+	first := from + (int(rec.phase)-from)&(s.line-1)
+	last := end - (end-int(rec.phase))&(s.line-1)
+	if at+1-window < first || at >= last {
+		return false
+	}
 	return s.emit(rec, here+1-back, at+1-back, n)
 }
 
