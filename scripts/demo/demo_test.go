@@ -229,7 +229,20 @@ func TestFetchChecksEveryByte(t *testing.T) {
 }
 
 func TestFetchTellsACutDownload(t *testing.T) {
-	near, far := net.Pipe()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a pipe of package net sets no deadline once its other end is closed
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
 	go func() {
 		_, _ = http.ReadRequest(bufio.NewReader(far))
 		fmt.Fprintf(far, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", downloadSize)
