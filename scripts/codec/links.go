@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
 )
@@ -30,7 +29,7 @@ func (b *bench) links() error {
 		return err
 	}
 	for _, mbit := range linkRates {
-		fmt.Fprintf(os.Stderr, "codec: links %.0f Mbit/s\n", mbit)
+		b.say("links %.0f Mbit/s", mbit)
 		c.link = mbit * 1e6 / 8
 		var sides []Side
 		for range b.runs {

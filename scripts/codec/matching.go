@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -94,7 +93,7 @@ func (b *bench) matcher(file string) (Matching, error) {
 	if err != nil {
 		return m, err
 	}
-	fmt.Fprintf(os.Stderr, "codec: matching %s\n", m.Data)
+	b.say("matching %s", m.Data)
 	m.Bytes = int64(len(data))
 	var fresh, repeated []float64
 	for range b.runs {
