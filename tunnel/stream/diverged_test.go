@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"stitch/dedupe"
+	"stitch/tunnel/config"
 )
 
 // overwrite puts other bytes in the place of what a history has received, without
@@ -94,38 +95,44 @@ func TestDiverged(t *testing.T) {
 	} {
 		for _, near := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, near %v", name, near), func(t *testing.T) {
-				bubble(t, 20*time.Millisecond, func(w *world) {
-					cl, sv := w.split(4013)
-					exchange(t, cl, sv, known, answer)
-					if c.open {
-						cl, sv = w.split(4014)
-						io.WriteString(cl, "x")
-						io.ReadFull(sv, make([]byte, 1))
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, 20*time.Millisecond)
+					for _, s := range []*site{w.a, w.b} { // nothing that is referred to is recycled on the way
+						s.cfg.History = config.History{Size: 64 << 20, Memory: 64 << 20}
 					}
-					time.Sleep(time.Second)
-					synctest.Wait()
-					if near {
-						c.harm(w.a, "dc2")
-					} else {
-						c.harm(w.b, "dc1")
-					}
-					time.Sleep(5 * time.Second)
-					began := time.Now()
-					for i := range 4 {
-						if i > 0 || !c.open {
-							cl, sv = w.split(4015)
+					w.run(func() {
+						cl, sv := w.split(4013)
+						exchange(t, cl, sv, known, answer)
+						if c.open {
+							cl, sv = w.split(4014)
+							io.WriteString(cl, "x")
+							io.ReadFull(sv, make([]byte, 1))
 						}
-						exchange(t, cl, sv, known, append(bytes.Clone(answer), known...))
-					}
-					took := time.Since(began)
-					a, b := w.a.proxy.Stats().Peers[0], w.b.proxy.Stats().Peers[0]
-					t.Logf("%d and %d blocks sent again, %d restarts, %v", a.Resent, b.Resent, a.Restarts, took)
-					if a.Reset+b.Reset != 0 {
-						t.Errorf("%d and %d streams were reset", a.Reset, b.Reset)
-					}
-					if int(a.Restarts) != c.restarts || (a.Resent+b.Resent+int64(a.Restarts) == 0) != (name == "control") {
-						t.Errorf("%d and %d blocks were sent again, %d restarts", a.Resent, b.Resent, a.Restarts)
-					}
+						time.Sleep(time.Second)
+						synctest.Wait()
+						if near {
+							c.harm(w.a, "dc2")
+						} else {
+							c.harm(w.b, "dc1")
+						}
+						time.Sleep(5 * time.Second)
+						began := time.Now()
+						for i := range 4 {
+							if i > 0 || !c.open {
+								cl, sv = w.split(4015)
+							}
+							exchange(t, cl, sv, known, append(bytes.Clone(answer), known...))
+						}
+						took := time.Since(began)
+						a, b := w.a.proxy.Stats().Peers[0], w.b.proxy.Stats().Peers[0]
+						t.Logf("%d and %d blocks sent again, %d restarts, %v", a.Resent, b.Resent, a.Restarts, took)
+						if a.Reset+b.Reset != 0 {
+							t.Errorf("%d and %d streams were reset", a.Reset, b.Reset)
+						}
+						if int(a.Restarts) != c.restarts || (a.Resent+b.Resent+int64(a.Restarts) == 0) != (name == "control") {
+							t.Errorf("%d and %d blocks were sent again, %d restarts", a.Resent, b.Resent, a.Restarts)
+						}
+					})
 				})
 			})
 		}
