@@ -354,6 +354,28 @@ func TestEpochs(t *testing.T) {
 	}
 }
 
+// TestSourceFar: a flow in which nothing is found for gigabytes, over a new epoch,
+// in which numbers of records are used again.
+func TestSourceFar(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	e := newEnds(rng)
+	e.cross(random(rng, MaxRecord), 1)
+	fresh := random(rng, 60_000)
+	last := Source{1, 1<<31 - 1 - 60_000}
+	for range 2 {
+		e.s.Match(fresh, 1, &last)
+	}
+	e.s.Restart()
+	e.r = NewReceiver(MinSize, rng.Uint32())
+	e.cross(random(rng, MaxRecord), 1)
+	for range 2 {
+		e.s.Match(fresh, 1, &last)
+		if last.at < 0 || last.at >= 2*MaxRecord {
+			t.Errorf("a source at %d", last.at)
+		}
+	}
+}
+
 // FuzzReceiver takes what a hostile peer sends: notes, bytes and references in any
 // order. It stays within its memory and hands out nothing it does not have.
 func FuzzReceiver(f *testing.F) {

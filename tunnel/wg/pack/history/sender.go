@@ -93,7 +93,11 @@ func (s *Sender) Match(p []byte, group uint64, last *Source) []Token {
 	}
 	for s.follow() || s.hit() {
 	}
-	*last = Source{s.last.seq, s.last.at + int32(len(p)-s.at)}
+	// Two records on nothing is found any more, and without end at would overflow.
+	*last = Source{}
+	if at := int(s.last.at) + len(p) - s.at; at < 2*MaxRecord {
+		*last = Source{s.last.seq, int32(at)}
+	}
 	return s.tokens
 }
 
