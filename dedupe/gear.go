@@ -1,8 +1,8 @@
 package dedupe
 
+import "stitch/dedupe/match"
+
 const (
-	// gearWindow is the bytes a 64-bit gear hash depends on.
-	gearWindow = 64
 	// sampleBits is how many top bits of the hash are zero at an anchor: one
 	// position in 256.
 	sampleBits = 8
@@ -16,28 +16,8 @@ const (
 	laneLeast = 512
 )
 
-// gear holds a random number for each byte value. It is local: changing it
-// costs a running peer nothing.
-var gear = makeGear()
-
-// makeGear fills the table with splitmix64. A run of one byte value b hashes
-// to -gear[b] everywhere; that must not be an anchor.
-func makeGear() (t [256]uint64) {
-	x := uint64(0x73746974636821)
-	for b := range t {
-		for {
-			x += 0x9e3779b97f4a7c15
-			z := x
-			z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-			z = (z ^ z>>27) * 0x94d049bb133111eb
-			t[b] = z ^ z>>31
-			if -t[b] >= anchorMax {
-				break
-			}
-		}
-	}
-	return t
-}
+// gear is local: changing it costs a running peer nothing.
+var gear = match.Gear(0x73746974636821, anchorMax)
 
 // scan appends to out the anchors of src whose window ends in (from, to]; the
 // window must lie in src. It borrows src. Which positions are anchors depends on
@@ -52,8 +32,8 @@ func (x *index) scan(out []anchor, src []byte, from, to int) []anchor {
 // scanGear is scan one byte after the other.
 func (x *index) scanGear(out []anchor, src []byte, from, to int) []anchor {
 	var l lanes
-	i := max(from-gearWindow+1, 0)
-	start := min(i+gearWindow-1, to)
+	i := max(from-match.Window+1, 0)
+	start := min(i+match.Window-1, to)
 	h := roll(0, src[i:start])
 	for start < to {
 		n := min(to-start, laneSpan)
@@ -94,7 +74,7 @@ func (l *lanes) hash(g uint64, src []byte, start, n int) uint64 {
 	}
 	half := n / 2
 	mid := start + half
-	h := roll(0, src[max(mid-gearWindow, 0):mid])
+	h := roll(0, src[max(mid-match.Window, 0):mid])
 	one, two := src[start:mid], src[mid:mid+half]
 	l.n = [2]int{}
 	for i, c := range one {

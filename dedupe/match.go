@@ -3,6 +3,8 @@ package dedupe
 import (
 	"math"
 	"sync"
+
+	"stitch/dedupe/match"
 )
 
 const (
@@ -284,8 +286,8 @@ func (m *matcher) equal(r *ring, pos uint64, at int) (n, back int) {
 	if seg == nil {
 		return 0, 0
 	}
-	n = commonPrefix(m.src[at:], seg[i:])
-	back = commonSuffix(m.src[m.lit:at], seg[:i])
+	n = match.Prefix(m.src[at:], seg[i:])
+	back = match.Suffix(m.src[m.lit:at], seg[:i])
 	mu.RUnlock()
 	if i+n == len(seg) {
 		n += m.equalFrom(r, pos+uint64(n), at+n)
@@ -322,7 +324,7 @@ func (m *matcher) equalFrom(r *ring, pos uint64, at int) (n int) {
 		if seg == nil {
 			break
 		}
-		k := commonPrefix(m.src[at+n:], seg[i:])
+		k := match.Prefix(m.src[at+n:], seg[i:])
 		mu.RUnlock()
 		n += k
 		if i+k < len(seg) {
@@ -340,7 +342,7 @@ func (m *matcher) equalBefore(r *ring, pos uint64, at int) (n int) {
 		if seg == nil {
 			break
 		}
-		k := commonSuffix(m.src[m.lit:at-n], seg[:i+1])
+		k := match.Suffix(m.src[m.lit:at-n], seg[:i+1])
 		mu.RUnlock()
 		n += k
 		if k <= i {
@@ -424,7 +426,7 @@ func (m *matcher) try(a *anchor, e uint64) stretch {
 // tell of one that is in no whole line.
 func (m *matcher) verify(a *anchor, u run) stretch {
 	s := m.probe(u, int(a.off))
-	if end := int(a.off) + 8; m.lines && (s.from > end-gearWindow || s.to < end) {
+	if end := int(a.off) + 8; m.lines && (s.from > end-match.Window || s.to < end) {
 		return stretch{}
 	}
 	return s

@@ -1,5 +1,7 @@
 package dedupe
 
+import "stitch/dedupe/match"
+
 const (
 	// Of what repeats older bytes only stripes are hashed, at every stripeEvery
 	// bytes of the block.
@@ -41,7 +43,7 @@ func (x *index) stripes(as []anchor, src []byte, from, to int) []anchor {
 }
 
 // edge extends the end of a literal to the windows that contain its end.
-func edge(end, n int) int { return min(end+gearWindow/2, n) }
+func edge(end, n int) int { return min(end+match.Window/2, n) }
 
 // heads are the heads of both rings now.
 func (h *History) heads() heads { return heads{h.tx.head.Load(), h.rx.head.Load()} }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"stitch/dedupe/match"
 )
 
 // pair returns two slices that agree in places.
@@ -34,14 +36,14 @@ func TestByteHelpers(t *testing.T) {
 		for n < min(len(a), len(b)) && a[n] == b[n] {
 			n++
 		}
-		if got := commonPrefix(a, b); got != n {
+		if got := match.Prefix(a, b); got != n {
 			t.Fatalf("prefix %d, want %d", got, n)
 		}
 		n = 0
 		for n < min(len(a), len(b)) && a[len(a)-1-n] == b[len(b)-1-n] {
 			n++
 		}
-		if got := commonSuffix(a, b); got != n {
+		if got := match.Suffix(a, b); got != n {
 			t.Fatalf("suffix %d, want %d", got, n)
 		}
 		if got, want := zeroPrefix(a), len(a)-len(bytes.TrimLeft(a, "\x00")); got != want {
@@ -83,7 +85,7 @@ func TestResyncBehindEdit(t *testing.T) {
 func samplers(tb testing.TB) map[string]sampler {
 	all := map[string]sampler{"gear": {(*index).scanGear, func(w []byte) (h uint64) {
 		for i, b := range w {
-			h += gear[b] << (gearWindow - 1 - i)
+			h += gear[b] << (match.Window - 1 - i)
 		}
 		if bits.LeadingZeros64(h) < sampleBits {
 			return 0
@@ -108,7 +110,7 @@ func samplers(tb testing.TB) map[string]sampler {
 		if sum <= wideMost {
 			return 0
 		}
-		return identify((*[gearWindow]byte)(w))
+		return identify((*[match.Window]byte)(w))
 	}}
 	return all
 }
@@ -131,8 +133,8 @@ func TestScanTwin(t *testing.T) {
 		for _, c := range cuts {
 			got := s.scan(x, nil, src, c[0], c[1])
 			var want []anchor
-			for end := max(c[0]+1, gearWindow); end <= c[1]; end++ {
-				if h := s.hash(src[end-gearWindow : end]); h != 0 {
+			for end := max(c[0]+1, match.Window); end <= c[1]; end++ {
+				if h := s.hash(src[end-match.Window : end]); h != 0 {
 					want = append(want, x.anchor(h, end-8))
 				}
 			}

@@ -1,9 +1,13 @@
 package dedupe
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"stitch/dedupe/match"
+)
 
 // On a processor with vectors of 256 bits anchors are found by other sums than
-// gear's, made for many positions at a time. They too depend on gearWindow bytes.
+// gear's, made for many positions at a time. They too depend on match.Window bytes.
 
 const (
 	// The window's sum, 16 bits with a sign, is more than wideMost at an anchor:
@@ -17,15 +21,15 @@ const (
 // scanWide is scan for many positions at a time.
 func (x *index) scanWide(out []anchor, src []byte, from, to int) []anchor {
 	var masks [wideGroups]uint32
-	for at := max(from+1-gearWindow, 0); at+gearWindow <= to; at += 32 * wideGroups {
-		n := min(to-gearWindow+1-at, 32*wideGroups)
+	for at := max(from+1-match.Window, 0); at+match.Window <= to; at += 32 * wideGroups {
+		n := min(to-match.Window+1-at, 32*wideGroups)
 		sampleAll(masks[:(n+31)/32], src[at:], n)
 		left := laneMost
 		for i, m := range masks[:(n+31)/32] {
 			for ; m != 0 && left > 0; m &= m - 1 {
 				begin := at + 32*i + bits.TrailingZeros32(m)
-				h := identify((*[gearWindow]byte)(src[begin:]))
-				out = append(out, x.anchor(h, begin+gearWindow-8))
+				h := identify((*[match.Window]byte)(src[begin:]))
+				out = append(out, x.anchor(h, begin+match.Window-8))
 				left--
 			}
 		}
@@ -51,8 +55,8 @@ func sampleAll(masks []uint32, b []byte, n int) {
 }
 
 // identify hashes a window.
-func identify(w *[gearWindow]byte) (h uint64) {
-	for i := 0; i < gearWindow; i += 16 {
+func identify(w *[match.Window]byte) (h uint64) {
+	for i := 0; i < match.Window; i += 16 {
 		hi, lo := bits.Mul64(load64(w[:], i)^0x2d358dccaa6c78a5, load64(w[:], i+8)^0x8bb84b93962eacc9^h)
 		h ^= hi ^ lo
 	}

@@ -13,8 +13,9 @@ import (
 // new one needs a decision here.
 var imports = map[string][]string{
 	"stitch/compress":                      {},
-	"stitch/dedupe":                        {"stitch/dedupe/accord", "stitch/dedupe/store"},
+	"stitch/dedupe":                        {"stitch/dedupe/accord", "stitch/dedupe/match", "stitch/dedupe/store"},
 	"stitch/dedupe/accord":                 {},
+	"stitch/dedupe/match":                  {},
 	"stitch/dedupe/store":                  {"stitch/dedupe/accord"},
 	"stitch/dedupe/store/storetest":        {"stitch/dedupe/store"},
 	"stitch/tunnel/config":                 {},
@@ -30,7 +31,7 @@ var imports = map[string][]string{
 	"stitch/tunnel/wg/shape":               {},
 	"stitch/tunnel/wg/govern":              {},
 	"stitch/tunnel/wg/pack":                {"stitch/compress", "stitch/tunnel/netdev/super", "stitch/tunnel/wg/pack/history"},
-	"stitch/tunnel/wg/pack/history":        {},
+	"stitch/tunnel/wg/pack/history":        {"stitch/dedupe/match"},
 	"stitch/tunnel/wg":                     {"stitch/compress", "stitch/tunnel/wg/pack", "stitch/tunnel/wg/pack/history", "stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/super", "stitch/tunnel/wg/carrier", "stitch/tunnel/wg/govern", "stitch/tunnel/wg/quality", "stitch/tunnel/wg/shape"},
 	"stitch/tunnel/ether":                  {"stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/super"},
 	"stitch/tunnel/divert":                 {"stitch/tunnel/config", "stitch/tunnel/netdev", "stitch/tunnel/netdev/super"},

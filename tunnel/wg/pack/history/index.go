@@ -1,13 +1,12 @@
 package history
 
 import (
-	"encoding/binary"
 	"math/bits"
+
+	"stitch/dedupe/match"
 )
 
 const (
-	// window is how many bytes the gear hash depends on.
-	window = 64
 	// sampleBits is how many top bits of the hash are zero at an anchor: one
 	// position in 128.
 	sampleBits = 7
@@ -18,27 +17,8 @@ const (
 	bucketSize = 4
 )
 
-// gear holds a random number for each byte value; it is local.
-var gear = makeGear()
-
-// makeGear fills the table with splitmix64. A run of one byte value b hashes to
-// -gear[b] everywhere; that must not be an anchor.
-func makeGear() (t [256]uint64) {
-	x := uint64(0x7061636b6574)
-	for b := range t {
-		for {
-			x += 0x9e3779b97f4a7c15
-			z := x
-			z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-			z = (z ^ z>>27) * 0x94d049bb133111eb
-			t[b] = z ^ z>>31
-			if -t[b] >= anchorMax {
-				break
-			}
-		}
-	}
-	return t
-}
+// gear is local.
+var gear = match.Gear(0x7061636b6574, anchorMax)
 
 // anchor is a sampled position: the last byte of its window.
 type anchor struct {
@@ -49,13 +29,13 @@ type anchor struct {
 // scan appends the anchors of src at from to to-1. Two halves are hashed at the
 // same time: one hash alone waits for its own last step.
 func scan(out []anchor, src []byte, from, to int) []anchor {
-	from = max(from, window-1)
+	from = max(from, match.Window-1)
 	if from >= to {
 		return out
 	}
 	half := (to - from) / 2
 	mid := from + half
-	g, h := roll(src[from-window+1:from]), roll(src[mid-window+1:mid])
+	g, h := roll(src[from-match.Window+1:from]), roll(src[mid-match.Window+1:mid])
 	one, two := src[from:mid], src[mid:mid+half]
 	var late [maxAnchors / 8]anchor // of the second half
 	n := 0
@@ -126,37 +106,4 @@ func (x index) put(hash uint64, seq uint32, at int) {
 		}
 	}
 	bucket[victim] = uint64(seq)<<32 | tag | uint64(at)
-}
-
-func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
-
-// prefix is how many leading bytes of a and b are equal.
-func prefix(a, b []byte) int {
-	n := min(len(a), len(b))
-	i := 0
-	for ; i+8 <= n; i += 8 {
-		if x := load64(a, i) ^ load64(b, i); x != 0 {
-			return i + bits.TrailingZeros64(x)>>3
-		}
-	}
-	for i < n && a[i] == b[i] {
-		i++
-	}
-	return i
-}
-
-// suffix is how many trailing bytes of a and b are equal.
-func suffix(a, b []byte) int {
-	n := min(len(a), len(b))
-	a, b = a[len(a)-n:], b[len(b)-n:]
-	i := n
-	for ; i >= 8; i -= 8 {
-		if x := load64(a, i-8) ^ load64(b, i-8); x != 0 {
-			return n - i + bits.LeadingZeros64(x)>>3
-		}
-	}
-	for i > 0 && a[i-1] == b[i-1] {
-		i--
-	}
-	return n - i
 }

@@ -1,6 +1,10 @@
 package history
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+
+	"stitch/dedupe/match"
+)
 
 const (
 	// line is what lies in the source as a whole, or is not referred to; minMatch
@@ -152,7 +156,7 @@ func (s *Sender) compare(rec *record, at, from int) bool {
 	if at >= len(s.src) || from >= int(rec.n) {
 		return false
 	}
-	return s.emit(rec, at, from, prefix(s.src[at:], s.ring.bytes(rec)[from:]))
+	return s.emit(rec, at, from, match.Prefix(s.src[at:], s.ring.bytes(rec)[from:]))
 }
 
 // hit takes the first anchor that leads to a match.
@@ -186,17 +190,17 @@ func (s *Sender) try(a *anchor) bool {
 		return false
 	}
 	b, here := s.ring.bytes(rec), int(a.at)
-	back := suffix(s.src[s.lit:here+1], b[:at+1])
+	back := match.Suffix(s.src[s.lit:here+1], b[:at+1])
 	if back == 0 {
 		return false
 	}
-	n := back + prefix(s.src[here+1:], b[at+1:])
+	n := back + match.Prefix(s.src[here+1:], b[at+1:])
 	// An anchor counts within the lines it leads to only: where it is depends on
 	// each byte of its window, and tells of one that is not in them.
 	from, end := at+1-back, at+1-back+n
 	first := from + (int(rec.phase)-from)&(s.line-1)
 	last := end - (end-int(rec.phase))&(s.line-1)
-	if at+1-window < first || at >= last {
+	if at+1-match.Window < first || at >= last {
 		return false
 	}
 	return s.emit(rec, here+1-back, at+1-back, n)
