@@ -19,10 +19,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"regexp"
-	"syscall"
 	"time"
+
+	"stitch/scripts/program"
 )
 
 // options of one run, from the command line.
@@ -35,18 +35,7 @@ type options struct {
 	pack   bool
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "packets:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main("packets", run) }
 
 // run measures and prints. Aims that are missed are in the report, and no
 // error. Whatever it started is gone when it returns.

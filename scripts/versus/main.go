@@ -21,11 +21,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
+
+	"stitch/scripts/program"
 )
 
 // options of one run, from the command line.
@@ -49,18 +49,7 @@ func (l line) String() string {
 // t3 is the line that F5 and VMware published figures for in 2010.
 var t3 = line{45_000_000, 100 * time.Millisecond}
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "versus:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main("versus", run) }
 
 // run measures and prints. Aims that are missed are in the report, and no
 // error. Whatever it started is gone when it returns.

@@ -26,11 +26,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
+
+	"stitch/scripts/program"
 )
 
 // options of one run, from the command line.
@@ -41,18 +41,7 @@ type options struct {
 	json   string
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
-	stop()
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "wan:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main("wan", run) }
 
 // run measures and prints. Aims that are missed are in the report, and no
 // error. Whatever it started is gone when it returns.

@@ -14,8 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"stitch/tunnel/bench"
 	"stitch/tunnel/lab"
 )
 
@@ -68,7 +67,7 @@ func send(ctx context.Context, l *lab.Lab, congestion string, data io.Reader, du
 		return t, err
 	}
 	c := conn.(*net.TCPConn)
-	if err := setCongestion(c, congestion); err != nil {
+	if err := bench.SetCongestion(c, congestion); err != nil {
 		return t, errors.Join(fmt.Errorf("congestion control %s: %w", congestion, err), c.Close())
 	}
 	ctx, cancel := context.WithDeadline(ctx, start.Add(limit))
@@ -243,19 +242,4 @@ func (t transfer) verify(data io.Reader) error {
 		}
 	}
 	return nil
-}
-
-// setCongestion chooses a connection's congestion control; before it connects the
-// route's would take precedence.
-func setCongestion(c *net.TCPConn, name string) (err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if e := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
-	}); e != nil {
-		return e
-	}
-	return err
 }

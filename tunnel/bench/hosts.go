@@ -125,7 +125,7 @@ func (v via) open(ctx context.Context, s far.Service) (conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setCongestion(c, v.congestion); err != nil {
+	if err := SetCongestion(c, v.congestion); err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("congestion control %s: %w", v.congestion, err)
 	}
@@ -203,9 +203,9 @@ func (h *hosts) dial(ctx context.Context, from, addr, port string) (*net.TCPConn
 	return c.(*net.TCPConn), nil
 }
 
-// setCongestion chooses a connection's congestion control; before it connects the
-// route's would take precedence.
-func setCongestion(c *net.TCPConn, name string) (err error) {
+// SetCongestion chooses a connection's congestion control by the kernel's name for
+// it, such as "bbr". Before the connection is made the route's would take precedence.
+func SetCongestion(c *net.TCPConn, name string) (err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
