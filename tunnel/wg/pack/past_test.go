@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/zeebo/xxh3"
+
 	"stitch/compress"
 	"stitch/tunnel/netdev/super"
 	"stitch/tunnel/wg/pack/history"
@@ -350,4 +352,61 @@ func TestPastNoAllocs(t *testing.T) {
 	}); n > 0 {
 		t.Errorf("unpacking allocates %v times", n)
 	}
+}
+
+// FuzzUnpackPast takes any units, those with references and notes among them, at a
+// receiver that holds a record: what comes out is as long as the unit says and has
+// its checksum, or nothing does; the unit is only borrowed, and memory bounded.
+func FuzzUnpackPast(f *testing.F) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	sent := history.NewSender(history.MinSize, 7)
+	kept := history.NewReceiver(history.MinSize, 8)
+	pk, un := NewPacker(compress.NewPool(1, 0), frozen), NewUnpacker(compress.NewPool(1, 0), kept)
+	file := random(rng, 20000)
+	var first []byte // the note of the record
+	for port := range uint16(2) {
+		p, h := bulk(append(file, random(rng, 3000)...))
+		binary.BigEndian.PutUint16(p[20:], port)
+		o := offer(f, p, h, super.IP, 0, 1440)
+		o.Past, o.Group = sent, 1
+		unit, v := pk.Pack(nil, o)
+		if f.Add(unit); port == 0 {
+			first = unit
+			un.Note(unit)
+			for _, b := range cut(f, p, h, super.IP, 1440) {
+				un.Saw(b, super.IP, 0)
+			}
+			sent.Reported(kept.Report())
+		} else if v != Packed || pk.Repeats() == 0 {
+			f.Fatalf("verdict %d, %d bytes by reference", v, pk.Repeats())
+		}
+	}
+	pool := compress.NewPool(1, 0)
+	f.Fuzz(func(t *testing.T, unit []byte) {
+		kept := history.NewReceiver(history.MinSize, 8)
+		un := NewUnpacker(pool, kept)
+		if !un.Note(first) {
+			t.Fatal("no note")
+		}
+		p, h := bulk(file)
+		binary.BigEndian.PutUint16(p[20:], 0)
+		for _, b := range cut(t, p, h, super.IP, 1440) {
+			un.Saw(b, super.IP, 0)
+		}
+		saved := bytes.Clone(unit)
+		un.Note(unit)
+		u, err := un.Unpack(make([]byte, 0, super.MaxPacket), unit)
+		if !bytes.Equal(unit, saved) {
+			t.Fatal("the unit was changed")
+		}
+		if cap(un.literals) > 2*compress.MaxBlock || len(kept.Report().Missed) > 16 {
+			t.Fatalf("%d bytes of literals", cap(un.literals))
+		}
+		switch {
+		case err != nil && len(u.Packet) > 0:
+			t.Fatalf("%d bytes and %v", len(u.Packet), err)
+		case err == nil && (len(u.Packet) != int(binary.BigEndian.Uint32(unit[8:])) || xxh3.Hash(u.Packet) != binary.BigEndian.Uint64(unit[12:])):
+			t.Fatalf("%d bytes, which the unit does not say", len(u.Packet))
+		}
+	})
 }
