@@ -2,26 +2,20 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
+	"stitch/scripts/program"
 	"stitch/tunnel/estimate"
 )
 
 // bench is one run of the program.
 type bench struct {
+	program.Progress
 	options
 	report *Report
-	began  time.Time
-}
-
-// say writes a line of progress.
-func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "codec: %3.0f s  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // describe notes what the figures were measured with.
@@ -40,7 +34,7 @@ func (b *bench) describe() error {
 func (b *bench) all() error {
 	all := slices.DeleteFunc(cases(b.corpus), func(c comparison) bool { return !b.only.MatchString(c.name) })
 	for i, c := range all {
-		b.say("%d of %d: %s", i+1, len(all), c.name)
+		b.Say("%d of %d: %s", i+1, len(all), c.name)
 		if err := b.compare(&c); err != nil {
 			return err
 		}
@@ -55,7 +49,7 @@ func (b *bench) all() error {
 func (b *bench) skip(name string, why error) {
 	note := fmt.Sprintf("%s left out: %v", name, why)
 	b.report.Skipped = append(b.report.Skipped, note)
-	b.say("%s", note)
+	b.Say("%s", note)
 }
 
 // compare measures a case on both sides and judges it.
@@ -87,7 +81,7 @@ func (b *bench) compare(c *comparison) error {
 	r := results[row.Ours]
 	row.Matched, row.Zero, row.Codecs = r.Matched, r.Zero, r.Mix
 	b.report.Rows = append(b.report.Rows, row)
-	b.say("   %.2f of zstd's bytes at %.1f times its speed", float64(row.Ours.Bytes)/float64(row.Zstd.Bytes), row.speed(row.Ours)/row.speed(row.Zstd))
+	b.Say("   %.2f of zstd's bytes at %.1f times its speed", float64(row.Ours.Bytes)/float64(row.Zstd.Bytes), row.speed(row.Ours)/row.speed(row.Zstd))
 	for _, a := range c.aims {
 		b.report.Aims = append(b.report.Aims, a.judge(&row))
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"stitch/scripts/program"
 	"stitch/tunnel/stream/block"
 )
 
@@ -53,7 +54,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
 	}
 	file := filepath.Join(t.TempDir(), "report.json")
-	if err := sample().write(file); err != nil {
+	if err := program.WriteReport(file, sample()); err != nil {
 		t.Fatal(err)
 	}
 	var back Report

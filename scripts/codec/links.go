@@ -29,7 +29,7 @@ func (b *bench) links() error {
 		return err
 	}
 	for _, mbit := range linkRates {
-		b.say("links %.0f Mbit/s", mbit)
+		b.Say("links %.0f Mbit/s", mbit)
 		c.link = mbit * 1e6 / 8
 		var sides []Side
 		for range b.runs {

@@ -21,7 +21,8 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"time"
+
+	"stitch/scripts/program"
 )
 
 // options of one run, from the command line.
@@ -51,17 +52,15 @@ func run(args []string) error {
 	if err := os.MkdirAll(o.work, 0o755); err != nil {
 		return err
 	}
-	b := &bench{options: o, report: &Report{}, began: time.Now()}
+	b := &bench{options: o, report: &Report{}, Progress: program.Begin()}
 	if err := b.describe(); err != nil {
 		return err
 	}
 	if err := b.all(); err != nil {
 		return err
 	}
-	if o.json != "" {
-		if err := b.report.write(o.json); err != nil {
-			return err
-		}
+	if err := program.WriteReport(o.json, b.report); err != nil {
+		return err
 	}
 	return b.report.print(os.Stdout)
 }

@@ -93,7 +93,7 @@ func (b *bench) matcher(file string) (Matching, error) {
 	if err != nil {
 		return m, err
 	}
-	b.say("matching %s", m.Data)
+	b.Say("matching %s", m.Data)
 	m.Bytes = int64(len(data))
 	var fresh, repeated []float64
 	for range b.runs {

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -86,15 +84,6 @@ func (a Aim) String() string {
 		bound = "at most"
 	}
 	return fmt.Sprintf("%s  %s: %.4g (%s %.4g)", word, a.What, a.Got, bound, a.Want)
-}
-
-// write writes the report as JSON.
-func (rep *Report) write(file string) error {
-	data, err := json.MarshalIndent(rep, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(data, '\n'), 0o644)
 }
 
 // print writes the report for people.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"stitch/scripts/machine"
+	"stitch/scripts/program"
 )
 
 const (
@@ -27,11 +28,11 @@ const (
 
 // corpus is one run.
 type corpus struct {
+	program.Progress
 	out     string // where the files go
 	image   string // kernel, initrd and disk of the guests
 	work    string // disks, removed at the end
 	sockets string // short names, removed at the end
-	began   time.Time
 	manifest
 }
 
@@ -55,7 +56,7 @@ func (c *corpus) launch(ctx context.Context, name, disk string, seed int) (*gues
 // build makes the whole corpus in out. Processes and scratch files are gone
 // when it returns.
 func build(ctx context.Context, out string) error {
-	c := &corpus{out: out, image: filepath.Join(filepath.Dir(filepath.Dir(out)), machine.ShopImage), began: time.Now()}
+	c := &corpus{out: out, image: filepath.Join(filepath.Dir(filepath.Dir(out)), machine.ShopImage), Progress: program.Begin()}
 	if err := machine.MakeShop(ctx); err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func build(ctx context.Context, out string) error {
 		return err
 	}
 	c.print(os.Stdout)
-	c.say("done, in %s", out)
+	c.Say("done, in %s", out)
 	return nil
 }
 
@@ -107,7 +108,7 @@ func (c *corpus) guest(ctx context.Context) error {
 		{"multifd", "the same guest again, over four connections for memory and one for the rest", 0, fdChannels},
 	}
 	for _, s := range steps {
-		if err := sleep(ctx, s.wait); err != nil {
+		if err := program.Sleep(ctx, s.wait); err != nil {
 			return err
 		}
 		to, err := c.move(ctx, m, s.name, s.what, s.channels)
@@ -140,7 +141,7 @@ func (c *corpus) boot(ctx context.Context, name string, seed int) (*guest, error
 	if err := machine.Run(exec.CommandContext(ctx, "cp", "--sparse=always", filepath.Join(c.image, "golden.img"), disk)); err != nil {
 		return nil, err
 	}
-	c.say("%s: booting", name)
+	c.Say("%s: booting", name)
 	m, err := c.launch(ctx, name, disk, seed)
 	if err != nil {
 		return nil, err
@@ -149,7 +150,7 @@ func (c *corpus) boot(ctx context.Context, name string, seed int) (*guest, error
 		m.Stop()
 		return nil, err
 	}
-	c.say("%s: booted and filled", name)
+	c.Say("%s: booted and filled", name)
 	return m, nil
 }
 
@@ -158,7 +159,7 @@ func (c *corpus) fetch(ctx context.Context, m *guest, command, name, what string
 	if err := machine.Fetch(ctx, m.Socket("port"), command, c.path(name)); err != nil {
 		return fmt.Errorf("%s: %w", m.Name, err)
 	}
-	c.say("%s: here", name)
+	c.Say("%s: here", name)
 	return c.list(what, c.path(name))
 }
 
@@ -172,19 +173,4 @@ func (c *corpus) list(what string, paths ...string) error {
 		}
 	}
 	return nil
-}
-
-// say tells a person what goes on.
-func (c *corpus) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(c.began).Seconds(), fmt.Sprintf(format, args...))
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }

@@ -37,6 +37,6 @@ func (c *corpus) mirror(ctx context.Context, m *guest, name, what string) error 
 	if err = errors.Join(err, recordErr); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	c.say("%s: disk mirrored", name)
+	c.Say("%s: disk mirrored", name)
 	return c.list(what, files...)
 }

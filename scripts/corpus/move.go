@@ -54,7 +54,7 @@ func (c *corpus) carry(ctx context.Context, from, to *guest, name, what string, 
 	if len(files) != 1+channels {
 		return fmt.Errorf("%d connections recorded, want %d", len(files), 1+channels)
 	}
-	c.say("%s: %.0f MB in %.1f s, %d rounds, %d ms down", name, float64(end.RAM.Transferred)/1e6,
+	c.Say("%s: %.0f MB in %.1f s, %d rounds, %d ms down", name, float64(end.RAM.Transferred)/1e6,
 		float64(end.TotalMillis)/1e3, end.RAM.Rounds, end.DowntimeMillis)
 	return c.list(what, files...)
 }

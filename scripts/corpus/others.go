@@ -68,7 +68,7 @@ func (c *corpus) create(name, what string, fill func(io.Writer) error) error {
 	if err := errors.Join(fill(w), w.Flush(), f.Close()); err != nil {
 		return err
 	}
-	c.say("%s: made", name)
+	c.Say("%s: made", name)
 	return c.list(what, c.path(name))
 }
 
@@ -88,7 +88,7 @@ func (c *corpus) sources(ctx context.Context) error {
 		if err := machine.Run(exec.CommandContext(ctx, "cp", at.Zip, zip)); err != nil {
 			return err
 		}
-		c.say("%s %s: here", source.Module, version)
+		c.Say("%s %s: here", source.Module, version)
 		if err := errors.Join(c.list("source tree of "+source.Module+" "+version, tar), c.list("the same tree as a zip archive", zip)); err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"stitch/scripts/program"
 	"stitch/scripts/traffic"
 )
 
@@ -178,14 +178,7 @@ func (r *Report) judge(moves int, plain bool) {
 
 // write puts report.json and report.html into dir.
 func (r *Report) write(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "report.json"), append(b, '\n'), 0o644); err != nil {
+	if err := program.WriteReport(filepath.Join(dir, "report.json"), r); err != nil {
 		return err
 	}
 	f, err := os.Create(filepath.Join(dir, "report.html"))

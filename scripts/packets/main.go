@@ -14,7 +14,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -82,16 +81,5 @@ func (o options) write(r *Report) error {
 	if o.json != "-" {
 		r.print(os.Stdout)
 	}
-	if o.json == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if o.json == "-" {
-		_, err = fmt.Printf("%s\n", data)
-		return err
-	}
-	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+	return program.WriteReport(o.json, r)
 }

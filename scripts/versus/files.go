@@ -59,7 +59,7 @@ func (v *versus) trees(ctx context.Context) error {
 	}
 	var trees [2]source.Tree
 	for i, version := range source.Versions {
-		v.say("fetching %s %s", source.Module, version)
+		v.Say("fetching %s %s", source.Module, version)
 		var err error
 		if trees[i], err = source.Download(ctx, filepath.Join(filepath.Dir(v.work), "source"), version); err != nil {
 			return err
@@ -113,7 +113,7 @@ func postgres(name string, args ...string) ([]string, error) {
 
 // database makes a cluster with two databases in dir, at rest.
 func (v *versus) database(ctx context.Context, dir string) (string, error) {
-	v.say("filling a database")
+	v.Say("filling a database")
 	data := filepath.Join(dir, "pristine")
 	hba := "local all all trust\nhost all all 0.0.0.0/0 trust\nhost replication all 0.0.0.0/0 trust\n"
 	options := fmt.Sprintf("-c listen_addresses= -c unix_socket_directories=%s -c fsync=off -c jit=off", dir)

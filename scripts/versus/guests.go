@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"stitch/scripts/machine"
+	"stitch/scripts/program"
 	"stitch/tunnel/hypervisor"
 	"stitch/tunnel/lab"
 )
@@ -60,7 +61,7 @@ func (v *versus) fill(ctx context.Context) error {
 
 // snapshot boots and fills one guest and makes s of it.
 func (v *versus) snapshot(ctx context.Context, s snapshot, name string, seed int) error {
-	v.say("%s: booting", name)
+	v.Say("%s: booting", name)
 	if err := copyDisk(ctx, filepath.Join(machine.ShopImage, "golden.img"), s.disk); err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (v *versus) snapshot(ctx context.Context, s snapshot, name string, seed int
 	if _, err = m.QMP.Migrate(ctx, "exec:cat >"+s.memory+".new", nil); err != nil {
 		return err
 	}
-	v.say("%s: booted, filled and kept", name)
+	v.Say("%s: booted, filled and kept", name)
 	return os.Rename(s.memory+".new", s.memory)
 }
 
@@ -110,7 +111,7 @@ func (v *versus) restore(ctx context.Context, l *lab.Lab, host string, s snapsho
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(m.Await(ctx, "exec:cat "+s.memory), m.Running(ctx, moveWait), sleep(ctx, settle)); err != nil {
+	if err := errors.Join(m.Await(ctx, "exec:cat "+s.memory), m.Running(ctx, moveWait), program.Sleep(ctx, settle)); err != nil {
 		m.Stop()
 		return nil, err
 	}
@@ -189,7 +190,7 @@ func (v *versus) thereAndBack(ctx context.Context, l *lab.Lab, c carrier, there,
 	if g, err = v.move(ctx, l, c, g, c.to, there, by, moveWait); g == nil {
 		return err
 	}
-	if err := sleep(ctx, v.dwell); err != nil {
+	if err := program.Sleep(ctx, v.dwell); err != nil {
 		g.Stop()
 		return err
 	}
@@ -291,7 +292,7 @@ func (v *versus) busyMove(ctx context.Context, l *lab.Lab, s way, name string) e
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(machine.Fetch(ctx, g.Socket("port"), "churn", os.DevNull), sleep(ctx, hotWarm)); err != nil {
+	if err := errors.Join(machine.Fetch(ctx, g.Socket("port"), "churn", os.DevNull), program.Sleep(ctx, hotWarm)); err != nil {
 		g.Stop()
 		return err
 	}

@@ -16,12 +16,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"time"
 
@@ -80,23 +78,8 @@ func run(ctx context.Context, args []string) error {
 		return errors.New("interrupted; what it started is removed")
 	}
 	if report != nil && len(report.Rows) > 0 {
-		err = errors.Join(err, report.write(o.json))
+		err = errors.Join(err, program.WriteReport(o.json, report))
 		report.print(os.Stdout)
 	}
 	return err
-}
-
-// write puts the report into a file; "": nowhere.
-func (r *Report) write(file string) error {
-	if file == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(data, '\n'), 0o644)
 }

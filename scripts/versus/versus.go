@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stitch/scripts/machine"
+	"stitch/scripts/program"
 	"stitch/tunnel/lab"
 )
 
@@ -26,8 +27,8 @@ const (
 
 // versus is one run.
 type versus struct {
+	program.Progress
 	options
-	began             time.Time
 	work, sockets     string // removed at the end; sockets is a short name
 	stitch, wireguard string // programs
 	first, sibling    snapshot
@@ -37,7 +38,7 @@ type versus struct {
 // measure does everything. What it returns with an error is what was measured
 // before it.
 func measure(ctx context.Context, o options) (r *Report, err error) {
-	v := &versus{options: o, began: time.Now(), report: &Report{
+	v := &versus{options: o, Progress: program.Begin(), report: &Report{
 		Machine: fmt.Sprintf("%d processors, Linux %s", runtime.NumCPU(), release()), WAN: o.wan, T3: t3, Dwell: o.dwell,
 	}}
 	defer func() { err = errors.Join(err, os.RemoveAll(v.work), os.RemoveAll(v.sockets)) }()
@@ -76,10 +77,10 @@ func (v *versus) prepare(ctx context.Context) error {
 	if err := os.Chmod(v.work, 0o755); err != nil { // PostgreSQL does not run as root
 		return err
 	}
-	v.say("building the programs")
+	v.Say("building the programs")
 	v.stitch, v.wireguard = filepath.Join(v.work, "stitch"), filepath.Join(v.work, "wireguard-go")
-	for program, pkg := range map[string]string{v.stitch: "./cmd/stitch", v.wireguard: "golang.zx2c4.com/wireguard"} {
-		if err := machine.Run(exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", program, pkg)); err != nil {
+	for file, pkg := range map[string]string{v.stitch: "./cmd/stitch", v.wireguard: "golang.zx2c4.com/wireguard"} {
+		if err := machine.Run(exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", file, pkg)); err != nil {
 			return err
 		}
 	}
@@ -101,11 +102,6 @@ type way struct {
 	carrier
 	by    string
 	flags []string
-}
-
-// say tells a person what goes on.
-func (v *versus) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(v.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // end is a host with its address.
@@ -144,7 +140,7 @@ func (v *versus) within(ctx context.Context, c carrier, wan line, f func(*lab.La
 				return err
 			}
 		}
-		if err := sleep(ctx, settle); err != nil { // streams are ready a moment after the link
+		if err := program.Sleep(ctx, settle); err != nil { // streams are ready a moment after the link
 			return err
 		}
 		if err := machine.Run(l.CommandContext(ctx, c.from.host, "ping", "-c", "2", "-i", "0.2", "-W", "5", c.to.addr)); err != nil {
@@ -198,15 +194,5 @@ func (v *versus) timed(ctx context.Context, l *lab.Lab, c carrier, name, by stri
 // add keeps a row and tells of it.
 func (v *versus) add(r Row) {
 	v.report.Rows = append(v.report.Rows, r)
-	v.say("%s", r)
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
+	v.Say("%s", r)
 }

@@ -21,12 +21,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"time"
 
@@ -82,19 +80,5 @@ func (o options) write(r *Report) error {
 	if o.json != "-" {
 		r.print(os.Stdout)
 	}
-	if o.json == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	if o.json == "-" {
-		_, err = fmt.Printf("%s\n", data)
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(o.json), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(o.json, append(data, '\n'), 0o644)
+	return program.WriteReport(o.json, r)
 }

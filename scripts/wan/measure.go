@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"stitch/scripts/machine"
+	"stitch/scripts/program"
 	"stitch/tunnel/lab"
 )
 
@@ -31,8 +32,8 @@ const (
 
 // measurement is one run of the program.
 type measurement struct {
+	program.Progress
 	options
-	began             time.Time
 	name              string // of the labs
 	stitch, wireguard string // programs
 	report            *Report
@@ -41,7 +42,7 @@ type measurement struct {
 // measure does everything. What it returns with an error is what was measured
 // before it.
 func measure(ctx context.Context, o options) (r *Report, err error) {
-	m := &measurement{options: o, began: time.Now(), report: &Report{
+	m := &measurement{options: o, Progress: program.Begin(), report: &Report{
 		Machine: fmt.Sprintf("%d processors, Linux %s", runtime.NumCPU(), release()), Limit: o.limit.Seconds(), Sizes: map[string]int64{},
 	}}
 	for kind, file := range files {
@@ -59,10 +60,10 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	m.say("building the programs")
+	m.Say("building the programs")
 	m.stitch, m.wireguard = filepath.Join(work, "stitch"), filepath.Join(work, "wireguard-go")
-	for program, pkg := range map[string]string{m.stitch: "./cmd/stitch", m.wireguard: "golang.zx2c4.com/wireguard"} {
-		if err := machine.Run(exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", program, pkg)); err != nil {
+	for file, pkg := range map[string]string{m.stitch: "./cmd/stitch", m.wireguard: "golang.zx2c4.com/wireguard"} {
+		if err := machine.Run(exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", file, pkg)); err != nil {
 			return nil, err
 		}
 	}
@@ -131,7 +132,7 @@ func (m *measurement) in(ctx context.Context, w link, carrier string, kinds []st
 	if err := l.WAN().Change(ctx, w.change); err != nil {
 		return err
 	}
-	if err := sleep(ctx, settle); err != nil {
+	if err := program.Sleep(ctx, settle); err != nil {
 		return err
 	}
 	for _, kind := range kinds {
@@ -149,7 +150,7 @@ func (m *measurement) in(ctx context.Context, w link, carrier string, kinds []st
 
 // seed tells both agents of the image that the guests began with.
 func (m *measurement) seed(ctx context.Context, l *lab.Lab) error {
-	m.say("seeding %s", image)
+	m.Say("seeding %s", image)
 	file := filepath.Join(m.corpus, image)
 	for _, edge := range []string{"e1", "e2"} {
 		cmd := exec.CommandContext(ctx, m.stitch, "seed", "--run-dir", filepath.Join(l.Options().Dir, edge), file)
@@ -187,7 +188,7 @@ func (m *measurement) transfer(ctx context.Context, l *lab.Lab, w link, carrier,
 		return err
 	}
 	busy := m.processors()
-	if err := sleep(ctx, settle/4); err != nil {
+	if err := program.Sleep(ctx, settle/4); err != nil {
 		return err
 	}
 	after, err := m.read(ctx, l)
@@ -206,7 +207,7 @@ func (m *measurement) transfer(ctx context.Context, l *lab.Lab, w link, carrier,
 		WAN: int64(after.wan - before.wan), Tunnel: (after.tunnel - before.tunnel).Seconds(), Emulator: (after.emulator - before.emulator).Seconds(),
 		Busy: busy.share(before.machine), Dropped: after.dropped - before.dropped}
 	m.report.Runs = append(m.report.Runs, r)
-	m.say("%s", r)
+	m.Say("%s", r)
 	return nil
 }
 
@@ -245,21 +246,6 @@ func (*measurement) processors() (t ticks) {
 // share is how busy the processors were since before.
 func (t ticks) share(before ticks) float64 {
 	return float64(t.busy-before.busy) / float64(max(1, t.all-before.all))
-}
-
-// say tells a person what goes on.
-func (m *measurement) say(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(m.began).Seconds(), fmt.Sprintf(format, args...))
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }
 
 // release is the kernel's.
