@@ -18,8 +18,10 @@ func (p *linkPlane) status(context.Context) control.Status {
 	s := control.Status{Site: p.cfg.Site}
 	for _, peer := range p.cfg.Peers {
 		l := p.linkStatus(peer)
-		if l.State != string(wg.Up) && !peer.Stock {
-			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s: is its agent running, is UDP to %s open, do the keys match?", peer.Name, l.State, cmp.Or(peer.Endpoint, "this host")))
+		// A stock peer that is silent may have nothing to say.
+		why := wg.Obstacle(l.Obstacle)
+		if l.State != string(wg.Up) && (!peer.Stock || why != "" && why != wg.Silence) {
+			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s: %s", peer.Name, l.State, p.advice(peer, why)))
 		}
 		if l.Quality != "" {
 			s.Alarms = append(s.Alarms, fmt.Sprintf("link to %s is %s", peer.Name, l.Quality))
@@ -55,6 +57,21 @@ func (p *linkPlane) status(context.Context) control.Status {
 		s.Services = append(s.Services, p.serviceStatus(svc))
 	}
 	return s
+}
+
+// advice says what to do about a link that is not up.
+func (p *linkPlane) advice(peer config.Peer, o wg.Obstacle) string {
+	switch o {
+	case wg.OurKey:
+		return fmt.Sprintf("handshakes come in for another key than this site's: public_key of %s at %s must be %s", p.cfg.Site, peer.Name, wg.PublicKey(p.cfg.PrivateKey).Base64())
+	case wg.PeerKey:
+		return fmt.Sprintf("handshakes come in that are not from the owner of public_key %s: compare it with what `stitch keygen --public` prints at %s, and that site's clock", peer.PublicKey.Base64(), peer.Name)
+	case wg.Secret:
+		return "the keys fit, but the answers to handshakes do not, or get lost on the way to one side: is preshared_key the same at both?"
+	case wg.Silence:
+		return fmt.Sprintf("nothing comes back: is its agent running, is UDP to %s open, is its public_key %s?", cmp.Or(peer.Endpoint, "this host"), peer.PublicKey.Base64())
+	}
+	return fmt.Sprintf("is its agent running, is UDP to %s open, do the keys match?", cmp.Or(peer.Endpoint, "this host"))
 }
 
 // trackingAlarm says that the kernel's table of connections is nearly full, of most, or
@@ -103,6 +120,7 @@ func (p *linkPlane) linkStatus(peer config.Peer) control.LinkStatus {
 	}
 	st := l.Stats()
 	out.State, out.Endpoint, out.Loss, out.Detail = string(st.State), st.Endpoint, st.Loss, control.Raw(st)
+	out.Obstacle = string(st.Obstacle)
 	if q := st.Quality; q.Reason != "" {
 		out.Quality = fmt.Sprintf("%s: %s", q.Health, q.Reason)
 	}

@@ -85,6 +85,9 @@ type LinkStatus struct {
 	RTTms float64 `json:"rtt_ms"`
 	// Loss is the share of probes lost lately, 0 to 1.
 	Loss float64 `json:"loss"`
+	// Obstacle is what hinders a session of a link that is not up, as far as it
+	// is known: a wg.Obstacle.
+	Obstacle string `json:"obstacle,omitempty"`
 	// Quality says what is wrong with a link that is degraded or one-way, and
 	// why; empty: nothing.
 	Quality string `json:"quality,omitempty"`

@@ -290,6 +290,13 @@ func (b *binder) receive(fn conn.ReceiveFunc, closed chan struct{}) conn.Receive
 	}
 }
 
+// obstacle is what hinders a session, when the last one began at session.
+func (b *binder) obstacle(session time.Time) Obstacle {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.hs.signs.verdict(session, time.Now())
+}
+
 // complain logs an error of the socket, at most once in ten seconds.
 func (b *binder) complain(err error) {
 	now := time.Now()

@@ -56,6 +56,7 @@ type handshaker struct {
 	passed, answered time.Time
 	// initiation and response are the last of each that were let through.
 	initiation, response arrived
+	signs                obstacles
 }
 
 // arrived is a message from the network.
@@ -111,6 +112,7 @@ func (h *handshaker) quiet() time.Duration {
 // sent notes a handshake message that wireguard-go sends, and reports whether
 // to hold it back for now; other messages are ignored.
 func (h *handshaker) sent(msg []byte, to conn.Endpoint, now time.Time) (hold bool) {
+	h.signs.sent(msg, !h.reply.live(), now)
 	switch messageType(msg) {
 	case device.MessageInitiationType:
 		answering := h.reply.live() && now.Sub(h.reply.born) < digest
@@ -132,6 +134,8 @@ func (h *handshaker) sent(msg []byte, to conn.Endpoint, now time.Time) (hold boo
 
 // received looks at a message from the network and reports whether to drop it.
 func (h *handshaker) received(msg []byte, now time.Time) (drop bool) {
+	answer := false
+	defer func() { h.signs.received(msg, !drop, answer, now) }()
 	switch messageType(msg) {
 	case device.MessageInitiationType:
 		ours := h.wins && h.own.live() && !h.own.held && now.Sub(h.own.born) < h.window()
@@ -145,7 +149,7 @@ func (h *handshaker) received(msg []byte, now time.Time) (drop bool) {
 		}
 		if h.own.live() && binary.LittleEndian.Uint32(msg[8:]) == h.own.index {
 			h.own.clear()
-			h.answered = now
+			h.answered, answer = now, true
 		}
 	case device.MessageTransportType:
 		if h.reply.live() && binary.LittleEndian.Uint32(msg[4:]) == h.reply.index {

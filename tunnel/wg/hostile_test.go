@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -306,12 +307,13 @@ func TestWrongKeys(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Config)
 		up     bool
+		why    [2]Obstacle // after ten seconds
 	}{
-		"right":                       {func(*Config) {}, true},
-		"another preshared key":       {func(c *Config) { c.PresharedKey[0] = 1 }, false},
-		"another peer's key":          {func(c *Config) { c.PublicKey = PublicKey(other) }, false},
-		"another key of one's own":    {func(c *Config) { c.PrivateKey = other }, false},
-		"the two keys are the peer's": {func(c *Config) { c.PrivateKey, c.PublicKey = high, PublicKey(low) }, false},
+		"right":                       {func(*Config) {}, true, [2]Obstacle{}},
+		"another preshared key":       {func(c *Config) { c.PresharedKey[0] = 1 }, false, [2]Obstacle{Secret, Secret}},
+		"another peer's key":          {func(c *Config) { c.PublicKey = PublicKey(other) }, false, [2]Obstacle{PeerKey, OurKey}},
+		"another key of one's own":    {func(c *Config) { c.PrivateKey = other }, false, [2]Obstacle{OurKey, PeerKey}},
+		"the two keys are the peer's": {func(c *Config) { c.PrivateKey, c.PublicKey = high, PublicKey(low) }, false, [2]Obstacle{OurKey, OurKey}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 20*time.Millisecond, 0, func(t *testing.T, n *simNet) {
@@ -320,7 +322,12 @@ func TestWrongKeys(t *testing.T) {
 				a, b := n.open(t, 0, c.change), n.open(t, 1)
 				defer a.close(t)
 				defer b.close(t)
-				time.Sleep(time.Minute)
+				for at := range 6 {
+					time.Sleep(10 * time.Second)
+					if why := [2]Obstacle{a.Stats().Obstacle, b.Stats().Obstacle}; why != c.why {
+						t.Errorf("after %d s: %q", 10*(at+1), why)
+					}
+				}
 				n.mu.Lock()
 				defer n.mu.Unlock()
 				if up := a.currentState() == Up && b.currentState() == Up; up != c.up {
@@ -328,6 +335,41 @@ func TestWrongKeys(t *testing.T) {
 				}
 				if !c.up && (max(sent[0], sent[1]) > 600 || !a.Stats().LastHandshake.IsZero() && !b.Stats().LastHandshake.IsZero()) {
 					t.Errorf("%v datagrams in a minute; handshakes at %v and %v", sent, a.Stats().LastHandshake, b.Stats().LastHandshake)
+				}
+			})
+		})
+	}
+}
+
+// TestObstacles: what a path does is not taken for a wrong key, but for what it is, and
+// once a session begins nothing is said.
+func TestObstacles(t *testing.T) {
+	for name, c := range map[string]struct {
+		drops func(from int) bool
+		why   [2]Obstacle
+	}{
+		"nothing crosses":         {func(int) bool { return true }, [2]Obstacle{Silence, Silence}},
+		"nothing from the second": {func(from int) bool { return from == 1 }, [2]Obstacle{Silence, Secret}},
+		"nothing from the first":  {func(from int) bool { return from == 0 }, [2]Obstacle{Secret, Silence}},
+		"everything crosses":      {func(int) bool { return false }, [2]Obstacle{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 50*time.Millisecond, 0, func(t *testing.T, n *simNet) {
+				var lost atomic.Bool
+				lost.Store(true)
+				n.drops = func(from int, _ []byte) bool { return lost.Load() && c.drops(from) }
+				a, b := n.open(t, 0), n.open(t, 1)
+				defer a.close(t)
+				defer b.close(t)
+				time.Sleep(12 * time.Second)
+				if why := [2]Obstacle{a.Stats().Obstacle, b.Stats().Obstacle}; why != c.why {
+					t.Errorf("%q, want %q", why, c.why)
+				}
+				lost.Store(false)
+				a.until(t, Up, 10*time.Second)
+				b.until(t, Up, 10*time.Second)
+				if why := [2]Obstacle{a.Stats().Obstacle, b.Stats().Obstacle}; why != [2]Obstacle{} {
+					t.Errorf("up, and %q", why)
 				}
 			})
 		})

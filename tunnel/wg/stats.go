@@ -15,6 +15,8 @@ type Stats struct {
 	State State `json:"state"`
 	// Since is when the state began.
 	Since time.Time `json:"since"`
+	// Obstacle is what hinders a session while the link is not up; "": not known.
+	Obstacle Obstacle `json:"obstacle,omitempty"`
 	// PeerDeaf says that the peer's probes arrive here and ours do not there.
 	PeerDeaf bool `json:"peer_deaf"`
 	// RTT and RTTVar are the smoothed round-trip time inside the link and its

@@ -239,6 +239,9 @@ func Open(cfg Config) (*Link, error) {
 	ours := PublicKey(cfg.PrivateKey)
 	wins := cfg.Stock || bytes.Compare(ours[:], cfg.PublicKey[:]) < 0
 	l.bind = newBinder(cfg.Bind, wins, &l.count, l.log, l.mux.departed)
+	var cookies device.CookieChecker
+	cookies.Init(device.NoisePublicKey(ours))
+	l.bind.hs.signs.forUs = cookies.CheckMAC1
 	l.bind.measured = !cfg.Stock
 	l.bind.apart.Store(cfg.Apart)
 	l.bind.unmerged.Store(cfg.Apart)
@@ -372,6 +375,9 @@ func (l *Link) Stats() Stats {
 	l.mu.Unlock()
 	info := l.info()
 	s.LastHandshake, s.Endpoint = info.handshake, info.endpoint
+	if s.State != Up {
+		s.Obstacle = l.bind.obstacle(info.handshake)
+	}
 	s.Reassembly = l.mux.reassembly()
 	s.Held = l.mux.held()
 	s.Apart, s.Unmerged = l.bind.apart.Load(), l.bind.unmerged.Load()
