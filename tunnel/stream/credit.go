@@ -1,6 +1,9 @@
 package stream
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 const (
 	// minWindow is the least a receiver grants beyond what its host has
@@ -16,19 +19,27 @@ const (
 	maxWindow = 64 << 20
 	// drainTime is how much buffering beyond the path's own a host gets.
 	drainTime = 100 * time.Millisecond
+	// pathTrips is what the path has in round trips while it, and not the host, is
+	// the slower one. BBR, when it starts, has 2.89 of them under way, and what a
+	// lost packet holds up is one more. It ends its start only when it was never
+	// kept from that: with less credit it goes on at 2.89 times the path's rate for
+	// as long as the stream lasts, and a fifth of what it sends is lost.
+	pathTrips = 4
 	// minRound is the shortest time the drain rate is measured over.
 	minRound = 10 * time.Millisecond
-	// startGain multiplies what a round delivered while the rate still grows.
-	startGain = 3
+	// startGain multiplies what a round has delivered so far while the rate still
+	// grows, burstGain where the host takes what comes faster than it comes.
+	startGain, burstGain = pathTrips, 8
 	// startRounds without a quarter's growth end the start.
 	startRounds = 3
 )
 
 // credit decides how many original bytes the peer may send to a host here: as
 // many as the host has acknowledged, plus a window of the host's drain rate
-// times (100 ms + round trip). While the rate is still growing the window is
-// three times what the last round delivered, so a stream finds its rate in a
-// few round trips. Pure; not safe for concurrent use.
+// times (100 ms + round trip), or four round trips as long as the host keeps up.
+// While the rate is still growing the window is a multiple of what the round has
+// delivered, so a stream finds its rate in a few round trips. Pure; not safe for
+// concurrent use.
 type credit struct {
 	limit  uint64 // granted in all
 	window uint64
@@ -36,13 +47,19 @@ type credit struct {
 	starts int     // rounds without growth; startRounds: the start is over
 	best   float64 // of the start
 
-	began   time.Time // of the round
-	base    uint64    // acknowledged when it began
-	limited bool      // in this round the sender used its credit
+	began   time.Time     // of the round
+	base    uint64        // acknowledged when it began
+	limited bool          // in this round the sender used its credit
+	behind  uint64        // the least in this round that the host had not taken one look later
+	busy    time.Duration // for how long in this round it had something to take
+
+	looked time.Time // of the last Update
+	seen   uint64    // received then
+	idle   bool      // and all of it acknowledged
 }
 
 func newCredit(now time.Time) *credit {
-	return &credit{limit: startWindow, window: startWindow, began: now}
+	return &credit{limit: startWindow, window: startWindow, began: now, looked: now, idle: true, behind: math.MaxUint64}
 }
 
 // Update takes the totals received from the peer and acknowledged by the host
@@ -50,9 +67,17 @@ func newCredit(now time.Time) *credit {
 // whether it is worth telling the peer.
 func (c *credit) Update(now time.Time, received, acked uint64, rtt time.Duration) (limit uint64, grant bool) {
 	c.limited = c.limited || c.limit-received < c.window/2
+	if !c.idle {
+		c.busy += now.Sub(c.looked)
+	}
+	c.behind = min(c.behind, c.seen-min(c.seen, acked))
+	c.looked, c.seen, c.idle = now, received, acked >= received
+	if c.starts < startRounds {
+		c.open(float64(acked-c.base), rtt)
+	}
 	if elapsed := now.Sub(c.began); elapsed >= max(rtt, minRound) {
 		c.round(float64(acked-c.base)/elapsed.Seconds(), rtt)
-		c.began, c.base, c.limited = now, acked, false
+		c.began, c.base, c.limited, c.behind, c.busy = now, acked, false, math.MaxUint64, 0
 	}
 	next := acked + c.window
 	if next <= c.limit || next-c.limit < c.window/8 {
@@ -78,20 +103,39 @@ func (c *credit) round(rate float64, rtt time.Duration) {
 		return
 	}
 	if c.starts < startRounds {
-		c.start(rate, max(rtt, minRound))
+		c.start(rate)
 		return
 	}
-	c.set(c.rate * (rtt + drainTime).Seconds())
+	c.set(c.rate * c.span(rtt).Seconds())
 }
 
-// start grows the window while the rate grows.
-func (c *credit) start(rate float64, round time.Duration) {
+// span is how much of the host's rate may be under way. A host that keeps up has,
+// at least once in a round, taken all there was.
+func (c *credit) span(rtt time.Duration) time.Duration {
+	if float64(c.behind) > c.rate*drainTime.Seconds()/4 {
+		return rtt + drainTime
+	}
+	return pathTrips*rtt + drainTime
+}
+
+// start notices that the rate does not grow any more.
+func (c *credit) start(rate float64) {
 	if rate > c.best*1.25 {
 		c.best, c.starts = rate, 0
 	} else if c.limited {
 		c.starts++
 	}
-	if want := startGain * rate * round.Seconds(); want > float64(c.window) {
+}
+
+// open grows the window by what the round has delivered so far: a sender that
+// waits for credit gets it when its bytes are taken, and not a round later.
+func (c *credit) open(delivered float64, rtt time.Duration) {
+	want := startGain * delivered
+	if c.busy > 0 {
+		taken := delivered / c.busy.Seconds() * (rtt + drainTime).Seconds()
+		want = max(want, min(burstGain*delivered, taken))
+	}
+	if want > float64(c.window) {
 		c.set(want)
 	}
 }
