@@ -297,5 +297,11 @@ func (c *unixConn) DeliveryRate() (rate float64, limited bool) { return 0, false
 // SetShare implements Conn: nothing here leaves the host.
 func (c *unixConn) SetShare(int) error { return nil }
 
+// Anew implements Conn.
+func (c *unixConn) Anew() error { return nil }
+
+// Pace implements Conn.
+func (c *unixConn) Pace() {}
+
 // Congestion implements Conn.
 func (c *unixConn) Congestion() string { return "" }

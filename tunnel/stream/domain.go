@@ -354,6 +354,7 @@ func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, win
 	if n := d.q.p.policy.share(d.q.link.Peer, near, t); n > 1 {
 		_ = pc.conn.SetShare(n) // fails only on a connection that has ended
 	}
+	_ = pc.conn.Anew() // as well
 	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.bufs, d.q.p.spawn)
 	r.desync = func() { d.restart(pc.gen) }
 	r.broken = func(err error) {

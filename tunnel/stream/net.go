@@ -115,6 +115,12 @@ type Conn interface {
 	// SetShare marks what is sent with what the connection is to get of the link's
 	// rate, 1 to config.MaxShare: its DSCP, which package wg reads.
 	SetShare(n int) error
+	// Anew begins the congestion control anew, as after the handshake: what it
+	// knew of the path may be old.
+	Anew() error
+	// Pace is called whenever much was written: it keeps the congestion control from
+	// sending what the path has no room for.
+	Pace()
 	// Congestion names the congestion control in use; "" if not known.
 	Congestion() string
 }

@@ -138,6 +138,7 @@ func (r *relay) transmit(data []byte, work *block.Work) error {
 	if r.pc.out.data(endFrame(out, 0)) != nil {
 		return errPeerWrite
 	}
+	r.pc.conn.Pace()
 	return nil
 }
 

@@ -21,6 +21,8 @@ type tcpConn struct {
 	*net.TCPConn
 	raw     syscall.RawConn
 	sentFIN atomic.Bool
+	rush    rush // of Pace
+	rtt     time.Duration
 }
 
 func newTCP(c *net.TCPConn) (*tcpConn, error) {
@@ -157,6 +159,55 @@ func (c *tcpConn) SetShare(n int) error {
 	var err error
 	e := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TOS, n<<2) })
 	return cmpErr(e, wrap("IP_TOS", err))
+}
+
+// Anew implements Conn. A connection that has waited for 10 s or more would begin
+// with BBR's measurement of the round trip, 200 ms with four packets in each:
+// BBR takes the answer to the lone small packet that comes first for a late one,
+// which tells no round trip. There is no option that resets it, but it begins anew
+// when it takes over from another one, which every kernel has.
+func (c *tcpConn) Anew() error {
+	var err error
+	e := c.raw.Control(func(fd uintptr) {
+		name := ""
+		if name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err == nil {
+			err = congestion(int(fd), "reno")
+		}
+		if err == nil {
+			err = congestion(int(fd), name)
+		}
+	})
+	return cmpErr(e, err)
+}
+
+// Pace implements Conn. It is for the goroutine that writes.
+func (c *tcpConn) Pace() {
+	now := time.Now()
+	if !c.rush.due(now, c.rtt) {
+		return
+	}
+	c.raw.Control(func(fd uintptr) {
+		if name, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION); err != nil || name != "bbr" {
+			c.rush.over = true
+			return
+		}
+		bbr, err := unix.GetsockoptTCPCCBBRInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_CC_INFO)
+		if err != nil {
+			return
+		}
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		c.rtt = time.Duration(info.Rtt) * time.Microsecond
+		limit, news := c.rush.Update(now, paceSample{
+			gain: bbr.Pacing_gain, bandwidth: float64(uint64(bbr.Bw_hi)<<32 | uint64(bbr.Bw_lo)), rtt: c.rtt,
+			sent: info.Bytes_sent, resent: info.Bytes_retrans,
+		})
+		if news { // an aid: without it more is lost
+			_ = unix.SetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, limit)
+		}
+	})
 }
 
 // Congestion implements Conn.

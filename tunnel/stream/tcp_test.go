@@ -203,6 +203,54 @@ func TestCongestion(t *testing.T) {
 	}
 }
 
+// TestAnew: BBR knows nothing any more, and stays.
+func TestAnew(t *testing.T) {
+	c, host := kernelPair(t)
+	var err error
+	if e := c.raw.Control(func(fd uintptr) { err = congestion(int(fd), "bbr") }); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil {
+		t.Skip("this kernel has no BBR: ", err)
+	}
+	gain := func() (gain uint32) {
+		if e := c.raw.Control(func(fd uintptr) {
+			info, err := unix.GetsockoptTCPCCBBRInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_CC_INFO)
+			if err == nil {
+				gain = info.Pacing_gain
+			}
+		}); e != nil {
+			t.Fatal(e)
+		}
+		return gain
+	}
+	exchange := func() {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(host, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for n := 1; n > 0; {
+			if n, err = c.Unacked(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Pace() // harmless at any time
+	}
+	exchange()
+	if gain() == 0 {
+		t.Fatal("BBR has no gain after an exchange")
+	}
+	if err := c.Anew(); err != nil {
+		t.Fatal(err)
+	}
+	if gain() != 0 || c.Congestion() != "bbr" {
+		t.Errorf("gain %d, %s", gain(), c.Congestion())
+	}
+	exchange()
+}
+
 // TestSetShare: the DSCP says how much of the link's rate is wanted.
 func TestSetShare(t *testing.T) {
 	c, _ := kernelPair(t)

@@ -292,6 +292,12 @@ func (c *Conn) DeliveryRate() (rate float64, limited bool) { return 0, false }
 // SetShare implements stream.Conn; there is nothing to share.
 func (c *Conn) SetShare(int) error { return nil }
 
+// Anew implements stream.Conn.
+func (c *Conn) Anew() error { return nil }
+
+// Pace implements stream.Conn.
+func (c *Conn) Pace() {}
+
 // Congestion implements stream.Conn.
 func (c *Conn) Congestion() string { return "memory" }
 
