@@ -105,7 +105,7 @@ func (c *conn) deliver() (missed bool) {
 	f := c.flying[0]
 	c.flying = c.flying[1:]
 	out, _, err := c.r.Rebuild(nil, f.b.Tokens, literals(f.src, f.b.Tokens))
-	if errors.Is(err, ErrGone) {
+	if errors.Is(err, ErrGone) || errors.Is(err, ErrLate) {
 		missed = true
 		if out, _, err = c.w.Again(nil, f.b.Seq); err != nil {
 			c.t.Fatal(err)
@@ -263,7 +263,7 @@ func TestForeignHints(t *testing.T) {
 // TestOneBucket truncates the hash: all anchors share a bucket.
 func TestOneBucket(t *testing.T) {
 	a, b := newSide(minSize), newSide(minSize)
-	a.h.index.slots = a.h.index.slots[:bucketSize]
+	a.h.index.slots, a.h.index.buckets = a.h.index.slots[:bucketSize], 1
 	src := newSource(9, 100_000)
 	c := dial(t, a, b)
 	for range 50 {

@@ -48,12 +48,15 @@ type disk struct {
 	done   chan struct{}  // the writer has ended
 	ended  error          // of closing; read after done
 
+	loading  loading
+	answered atomic.Int64 // when the disk last gave something, or was first asked; Unix, in ns
+
 	mu     sync.Mutex
 	state  store.State // as it should be
 	dirty  bool        // it is not saved
 	health store.Health
 
-	count struct{ loaded, written, dropped, damaged, fetched, refused atomic.Int64 }
+	count struct{ loaded, found, written, dropped, damaged, fetched, refused atomic.Int64 }
 }
 
 // request is a chunk to be read back.
@@ -71,11 +74,16 @@ type StoreStats struct {
 	Disk    int64    `json:"disk"`             // history on disk
 	Loading int64    `json:"loading"`          // still to be loaded since the start
 	Loaded  int64    `json:"loaded"`
-	Written int64    `json:"written"` // since the start, as all below
-	Dropped int64    `json:"dropped"` // left memory before the disk took it
-	Damaged int64    `json:"damaged"` // did not verify and was dropped
-	Fetched int64    `json:"fetched"` // read back into memory
-	Refused int64    `json:"refused"` // not read back: too many waiting
+	Found   int64    `json:"found"` // of both: what is not loaded yet is read when it is asked for
+	// LoadSeconds is how long loading has taken, and LoadLeft how long the rest will
+	// take at the rate so far; 0: there is nothing left, or it is not known.
+	LoadSeconds float64 `json:"load_seconds"`
+	LoadLeft    float64 `json:"load_left"`
+	Written     int64   `json:"written"` // since the start, as all below
+	Dropped     int64   `json:"dropped"` // left memory before the disk took it
+	Damaged     int64   `json:"damaged"` // did not verify and was dropped
+	Fetched     int64   `json:"fetched"` // read back into memory
+	Refused     int64   `json:"refused"` // not read back: too many waiting
 }
 
 // attach puts the history on a store that has just been opened, and starts the
@@ -117,6 +125,7 @@ func (d *disk) adopt() (list []request) {
 			}
 			sum, _ := t.log.Find(n)
 			*t.of(n) = chunkState{number: n, pending: true, written: true, sum: sum}
+			t.unloaded.Add(1)
 			list = append(list, request{t, n})
 		}
 	}
@@ -126,36 +135,62 @@ func (d *disk) adopt() (list []request) {
 }
 
 func (d *disk) start(list []request) {
-	var next atomic.Int64
+	d.loading.begin()
+	var loaders sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
-		d.work.Go(func() { d.loader(list, &next) })
+		d.work.Add(1)
+		loaders.Go(func() {
+			defer d.work.Done()
+			d.loader(list)
+		})
 	}
+	go func() {
+		loaders.Wait()
+		d.loading.end()
+	}()
 	for range fetchers {
 		d.work.Go(d.fetcher)
 	}
 	go d.writer()
 }
 
-// loader loads chunks of the list until none is left.
-func (d *disk) loader(list []request, next *atomic.Int64) {
-	data := make([]byte, chunkSize, store.Buffer)
-	var as []anchor
-	for {
-		i := next.Add(1) - 1
+// loader makes what is on disk findable and then loads the chunks of the list,
+// until none is left.
+func (d *disk) loader(list []request) {
+	s := newScratch()
+	for !d.closed() {
+		i := int(d.loading.hints.Add(1) - 1)
+		t := d.tiers[0]
+		if n := t.log.HintBatches(); i >= n {
+			t, i = d.tiers[1], i-n
+		}
+		if i >= t.log.HintBatches() {
+			break
+		}
+		s.slots = t.log.Hints(i, s.slots, func(x *store.Hint) { t.hinted(x, s) })
+	}
+	s.slots = nil
+	d.loading.read(d.unloaded())
+	for !d.closed() {
+		select {
+		case r := <-d.urgent: // somebody waits
+			d.fetch(r, s)
+			continue
+		default:
+		}
+		i := d.loading.chunks.Add(1) - 1
 		if i >= int64(len(list)) {
 			return
 		}
-		if d.closed() {
-			return
-		}
 		if r := list[i]; r.t.pending(r.n) {
-			as = r.t.load(r.n, data, false, as)
+			r.t.load(r.n, false, s)
 		}
 	}
 }
 
 // fetcher reads back what is asked for, urgent requests first.
 func (d *disk) fetcher() {
+	s := newScratch()
 	for {
 		var r request
 		select {
@@ -170,10 +205,17 @@ func (d *disk) fetcher() {
 			case r = <-d.lazy:
 			}
 		}
-		r.t.load(r.n, make([]byte, chunkSize, store.Buffer), true, nil)
-		d.count.fetched.Add(1)
-		r.t.fetched(r.n)
+		d.fetch(r, s)
 	}
+}
+
+// fetch reads back what was asked for.
+func (d *disk) fetch(r request, s *scratch) {
+	if r.t.missing(r.n) { // else it was asked for twice
+		r.t.load(r.n, true, s)
+		d.count.fetched.Add(1)
+	}
+	r.t.fetched(r.n)
 }
 
 // enqueue adds a request; when the queue is full it refuses and counts.
@@ -201,7 +243,7 @@ func (d *disk) poke() {
 // writer writes behind until the store is closed.
 func (d *disk) writer() {
 	defer close(d.done)
-	buf := make([]byte, chunkSize, store.Buffer)
+	buf := newScratch()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	synced, renewed := time.Now(), time.Now()
@@ -242,7 +284,7 @@ func (d *disk) sync() {
 }
 
 // finish writes what is left and closes the store.
-func (d *disk) finish(buf []byte) {
+func (d *disk) finish(buf *scratch) {
 	d.work.Wait()
 	for _, t := range d.tiers {
 		t.flushAll(buf, true)
@@ -304,7 +346,7 @@ func (d *disk) settle(kept [2][]accord.Range, fresh [2]bool, renamed bool) {
 
 // flushAll writes the chunks in memory that are due, oldest first; all that
 // changed if last.
-func (t *tier) flushAll(buf []byte, last bool) {
+func (t *tier) flushAll(buf *scratch, last bool) {
 	from, to := t.bounds()
 	t.leave()
 	t.log.Drop(func(n uint64) bool { return (n+1)*chunkSize > t.ring.tail() })
@@ -379,7 +421,7 @@ func (t *tier) due(n uint64, now bool) bool {
 }
 
 // flush writes chunk n.
-func (t *tier) flush(n uint64, buf []byte) {
+func (t *tier) flush(n uint64, s *scratch) {
 	h := t.d.h
 	var m store.Map
 	h.life.RLock()
@@ -387,17 +429,18 @@ func (t *tier) flush(n uint64, buf []byte) {
 	if t.ring == h.rx {
 		epoch = h.peer.Load()
 	}
-	mark, ok := t.snapshot(n, &m, buf)
+	mark, ok := t.snapshot(n, &m, s.data)
 	h.life.RUnlock()
 	if !ok || epoch == 0 {
 		return
 	}
-	sum := sumOf(n, &m, buf)
+	sum := sumOf(n, &m, s.data)
 	if old, ok := t.log.Find(n); sum == (accord.Digest{}) || ok && old == sum {
 		t.finish(n, gen, mark, sum, true)
 		return
 	}
-	err := t.log.Write(epoch, n, &m, buf, sum)
+	s.hints, s.anchors = hintsOf(s.hints[:0], s.data, s.anchors)
+	err := t.log.Write(epoch, n, &m, s.data, s.hints, sum)
 	if errors.Is(err, store.ErrAbsent) {
 		return
 	}
@@ -473,19 +516,27 @@ func (d *disk) closed() bool {
 	}
 }
 
+// unloaded is the bytes that are to be loaded.
+func (d *disk) unloaded() int64 {
+	return (d.tiers[0].unloaded.Load() + d.tiers[1].unloaded.Load()) * chunkSize
+}
+
 // stats describes the store.
 func (d *disk) stats() StoreStats {
 	c := &d.count
 	s := StoreStats{
 		Disk:    d.store.Sent.Bytes() + d.store.Received.Bytes(),
-		Loading: d.tiers[0].waiting() + d.tiers[1].waiting(),
+		Loading: d.unloaded(),
 		Loaded:  c.loaded.Load() * chunkSize,
+		Found:   c.found.Load() * chunkSize,
 		Written: c.written.Load() * chunkSize,
 		Dropped: c.dropped.Load() * chunkSize,
 		Damaged: c.damaged.Load() * chunkSize,
 		Fetched: c.fetched.Load() * chunkSize,
 		Refused: c.refused.Load() * chunkSize,
 	}
+	taken, more := d.loading.times(s.Loading)
+	s.LoadSeconds, s.LoadLeft = taken.Seconds(), more.Seconds()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.State, s.Alarms = d.health.State(), d.health.Alarms()

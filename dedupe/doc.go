@@ -48,10 +48,18 @@
 // disk has taken it is dropped and counted; a full or failing disk stops the
 // writing, not the traffic.
 //
-// Open knows at once which chunks there are and their digests; their bytes are
-// loaded in the background, newest first, each verified before any of it
-// becomes a source. A Reader that needs one of the others waits for it, a tenth
-// of a second at most in a block; else the block is repaired.
+// Open knows at once which chunks there are and their digests: blocks are carried,
+// and two sides agree, from the first moment. In the background then come the hints,
+// a chunk's anchors (hints.go), for all chunks; a chunk that lies on disk only is
+// usable with them. Then come the bytes that belong into memory, newest first, each
+// chunk verified before any of it becomes a source. What is not loaded yet and looks
+// like what is being sent is loaded before its turn. A chunk whose hints are missing,
+// damaged, or of another processor is read and scanned, and its hints are written.
+//
+// A Reader that needs a chunk which is not loaded waits for it, a tenth of a second
+// at most in a block; else the block is late (ErrLate) and comes again without
+// references, and the source stays in use. Only if the disk has given nothing at
+// all for two seconds does what it holds count as lost.
 //
 // Chunks older than Config.Memory lie on disk only. Sources there are legal as
 // any, but a Writer finds one only after its chunk was read back: candidates

@@ -18,6 +18,9 @@ var (
 	ErrStale = errors.New("dedupe: history was emptied; reset the connection")
 	// ErrGone is returned when bytes asked for are no longer (or not yet) held.
 	ErrGone = errors.New("dedupe: bytes not held")
+	// ErrLate is returned when bytes asked for are held, on a disk that has not
+	// given them in time.
+	ErrLate = errors.New("dedupe: bytes held on disk did not come in time")
 	// ErrAhead is returned for a block whose sender has seen more of our bytes
 	// than we ever sent: the two histories are not a pair.
 	ErrAhead = errors.New("dedupe: peer is ahead of our history; exchange hellos anew")
@@ -135,7 +138,18 @@ func Open(c Config) (*History, error) {
 	return openOn(c, d), nil
 }
 
-// openOn is Open with a checked configuration; it takes disk.
+// OpenOn is Open on a disk that is not the directory c.Dir, which is not used. It
+// takes disk.
+func OpenOn(c Config, disk store.Disk) (*History, error) {
+	c.Dir = "" // there is no path to it
+	c, err := c.check()
+	if err != nil {
+		return nil, err
+	}
+	return openOn(c, disk), nil
+}
+
+// openOn is OpenOn with a checked configuration.
 func openOn(c Config, disk store.Disk) *History {
 	s, err := store.Open(disk, store.Options{Segments: int(c.Size / chunkSize), Key: c.Key, Machine: store.MachineID()})
 	if err != nil {
@@ -165,6 +179,17 @@ func newHistory(size, mem int64) *History {
 	h.epoch.Store(newEpoch())
 	h.self.Instance = newEpoch()
 	return h
+}
+
+// Loaded returns a channel that is closed when what an earlier process left has
+// been loaded, or given up.
+func (h *History) Loaded() <-chan struct{} {
+	if h.disk != nil {
+		return h.disk.loading.done
+	}
+	done := make(chan struct{})
+	close(done)
+	return done
 }
 
 // Close ends the store: what is not yet on disk is written, for at most ten

@@ -21,12 +21,13 @@ const (
 // comparing bytes; an empty slot is a hint to position 0. Slots are atomic:
 // safe for concurrent use.
 type index struct {
-	slots []uint64
+	slots   []uint64
+	buckets uint64
 }
 
 func newIndex(size int64) *index {
-	x := &index{}
-	x.slots = newSlots(x, int(2*size/slotEvery)/bucketSize*bucketSize)
+	x := &index{buckets: uint64(2 * size / slotEvery / bucketSize)}
+	x.slots = newSlots(x, int(x.buckets)*bucketSize)
 	return x
 }
 
@@ -42,7 +43,7 @@ type anchor struct {
 // anchor makes the anchor of hash h, whose window's last word begins at off.
 func (x *index) anchor(h uint64, off int) anchor {
 	h *= 0x9e3779b97f4a7c15
-	b, _ := bits.Mul64(h, uint64(len(x.slots)/bucketSize))
+	b, _ := bits.Mul64(h, x.buckets)
 	return anchor{off: int32(off), bucket: uint32(b), tag: h << 20 & tagMask}
 }
 

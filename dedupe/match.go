@@ -266,7 +266,11 @@ func (m *matcher) behindEdit() (s stretch) {
 // probe compares src with the ring around src[at], as u has it.
 func (m *matcher) probe(u run, at int) (s stretch) {
 	pos := u.diag + uint64(at)
-	if u.long == 0 || !m.legal(u.ring, pos) {
+	if u.long == 0 {
+		return s
+	}
+	if !m.legal(u.ring, pos) {
+		m.h.source(u.ring).tier.want(pos)
 		return s
 	}
 	ring, good := m.h.source(u.ring), m.good[u.ring]

@@ -56,7 +56,7 @@ func traffic(t *testing.T, from, to *History, src *source) (matched, missed int)
 		}
 		matched += b.Matched
 		out, _, err := r.Rebuild(nil, b.Tokens, literals(in, b.Tokens))
-		if errors.Is(err, ErrGone) {
+		if errors.Is(err, ErrGone) || errors.Is(err, ErrLate) {
 			missed++
 			b.Tokens = nil
 			out, _, err = w.Again(nil, b.Seq)

@@ -15,9 +15,14 @@ type Reader struct {
 	until   time.Time // the end of waiting for the disk in this Rebuild; zero: not begun
 }
 
-// patience is how long one Rebuild waits for the disk; then the block is
-// missed and comes again without references.
-const patience = 100 * time.Millisecond
+const (
+	// patience is how long one Rebuild waits for the disk; then the block is
+	// missed and comes again without references.
+	patience = 100 * time.Millisecond
+	// silence is how long a disk may take for any answer at all. Then what it holds
+	// counts as lost, or each block would wait for it.
+	silence = 2 * time.Second
+)
 
 // NewReader returns the Reader of a new connection.
 func (h *History) NewReader() *Reader {
@@ -31,8 +36,8 @@ func (h *History) NewReader() *Reader {
 // tokens' rings are as the peer sees them: Sent is our rx. The caller has
 // checked that the tokens take no more literals than there are and that the
 // whole is at most MaxBlock. ErrGone if we do not hold all of a source, and
-// then miss is its token; ErrStale after the History was emptied. On error dst
-// is returned as it was.
+// then miss is its token; ErrLate if the disk has not given it in time; ErrStale
+// after the History was emptied. On error dst is returned as it was.
 func (r *Reader) Rebuild(dst []byte, tokens []Token, lits []byte) (out []byte, miss int, err error) {
 	r.h.life.RLock()
 	defer r.h.life.RUnlock()
@@ -45,33 +50,42 @@ func (r *Reader) Rebuild(dst []byte, tokens []Token, lits []byte) (out []byte, m
 		out = append(out, lits[:t.Lit]...)
 		lits = lits[t.Lit:]
 		out = append(out, zeroBlock[:t.Len]...)
-		if t.Ring != Zeros && !r.copy(out[len(out)-t.Len:], t) {
-			return dst, i, ErrGone
+		if t.Ring == Zeros {
+			continue
+		}
+		if err := r.copy(out[len(out)-t.Len:], t); err != nil {
+			return dst, i, err
 		}
 	}
 	return append(out, lits...), 0, nil
 }
 
-// copy fills dst with t's source.
-func (r *Reader) copy(dst []byte, t *Token) bool {
+// copy fills dst with t's source; ErrGone or ErrLate if it cannot.
+func (r *Reader) copy(dst []byte, t *Token) error {
 	ring, good := r.h.tx, prefix(sentPrefix)
 	if t.Ring == Sent {
 		ring, good = r.h.rx, r.good
 	}
 	if t.Pos > maxPos {
-		return false
+		return ErrGone
 	}
-	if ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos) {
-		return true
+	read := func() bool { return ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos) }
+	if read() {
+		return nil
 	}
 	if ring.tier == nil {
-		return false
+		return ErrGone
 	}
 	if r.until.IsZero() {
 		r.until = time.Now().Add(patience)
 	}
-	return ring.tier.await(t.Pos, t.Len, r.until) &&
-		ring.forward(t.Pos, t.Len, good) == t.Len && ring.read(dst, t.Pos)
+	if ring.tier.await(t.Pos, t.Len, r.until) && read() {
+		return nil
+	}
+	if ring.tier.late(t.Pos, t.Len, ring.forward(t.Pos, t.Len, good) == t.Len) {
+		return ErrLate
+	}
+	return ErrGone
 }
 
 // sentPrefix lets the peer refer to whatever we have put into tx.

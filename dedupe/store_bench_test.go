@@ -25,7 +25,7 @@ func diskDir(b *testing.B) string {
 
 // cpu is the process's seconds on processors so far, in user mode and in the
 // kernel. On virtual machines the latter is mostly the first touch of memory.
-func cpu(b *testing.B) (user, system float64) {
+func cpu(b testing.TB) (user, system float64) {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		b.Fatal(err)

@@ -32,6 +32,8 @@ type tier struct {
 	marks []atomic.Uint32 // changes of chunk n at n % len
 	cache []atomic.Pointer[chunk]
 	asked [64]atomic.Uint64 // chunk number and how often, at number % len
+	// unloaded is how many chunks are pending.
+	unloaded atomic.Int64
 
 	mu     sync.Mutex
 	state  []chunkState // of chunk n at n % len
@@ -43,6 +45,7 @@ type tier struct {
 type chunkState struct {
 	number  uint64
 	pending bool // on disk from an earlier life, not loaded yet
+	found   bool // but in the index
 	written bool // the disk has the version of mark
 	mark    uint32
 	sum     accord.Digest // of that version; zero: nothing valid in it
@@ -90,9 +93,17 @@ func (t *tier) advanced(from, to uint64) {
 func (t *tier) of(n uint64) *chunkState {
 	s := &t.state[n%uint64(len(t.state))]
 	if s.number != n {
-		*s = chunkState{number: n}
+		t.reset(s, chunkState{number: n})
 	}
 	return s
+}
+
+// reset makes s something that is not pending; the caller holds mu.
+func (t *tier) reset(s *chunkState, to chunkState) {
+	if s.pending {
+		t.unloaded.Add(-1)
+	}
+	*s = to
 }
 
 // bounds are the chunks that memory holds: [from, to).
@@ -212,7 +223,7 @@ func (t *tier) settle(kept []accord.Range, epoch uint64, fresh bool) {
 	defer t.mu.Unlock()
 	for i := range t.state {
 		if s := &t.state[i]; fresh || !keep(s.number) {
-			*s = chunkState{number: s.number, mark: t.markOf(s.number).Load(), written: true}
+			t.reset(s, chunkState{number: s.number, mark: t.markOf(s.number).Load(), written: true})
 		}
 	}
 	for i := range t.cache {
@@ -233,11 +244,7 @@ func (t *tier) segment(pos uint64) (seg []byte, at int, mu *sync.RWMutex) {
 		return nil, 0, nil
 	}
 	if !c.ahead.Swap(true) {
-		for k := n + 1; k <= n+ahead; k++ {
-			if t.cached(k) == nil && (k+1)*chunkSize <= t.ring.resident() {
-				t.fetch(k, false)
-			}
-		}
+		t.prefetch(n)
 	}
 	c.mu.RLock()
 	return c.data, int(pos % chunkSize), &c.mu
@@ -273,7 +280,13 @@ func (t *tier) fetch(n uint64, urgent bool) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if c := t.flight[n]; c != nil {
+		if urgent { // it may be far behind in the other queue
+			t.d.enqueue(request{t, n}, true)
+		}
 		return c
+	}
+	if len(t.flight) == 0 {
+		t.d.answered.Store(time.Now().UnixNano()) // nothing was asked of it before
 	}
 	c := make(chan struct{})
 	if !t.d.enqueue(request{t, n}, urgent) {
@@ -287,8 +300,10 @@ func (t *tier) fetch(n uint64, urgent bool) <-chan struct{} {
 func (t *tier) fetched(n uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	close(t.flight[n])
-	delete(t.flight, n)
+	if c := t.flight[n]; c != nil {
+		close(c)
+		delete(t.flight, n)
+	}
 }
 
 // missing says that chunk n is on disk and neither in memory nor read back.
@@ -320,6 +335,7 @@ func (t *tier) await(pos uint64, n int, until time.Time) bool {
 		if done == nil {
 			return false
 		}
+		t.prefetch(k)
 		timer := time.NewTimer(time.Until(until))
 		select {
 		case <-done:
@@ -335,11 +351,26 @@ func (t *tier) await(pos uint64, n int, until time.Time) bool {
 	return waited
 }
 
-// load reads chunk n from disk. What was pending becomes known to the ring and
-// the index; what is not in memory is kept in the cache if cache is true. as
-// is scratch.
-func (t *tier) load(n uint64, data []byte, cache bool, as []anchor) []anchor {
-	m, sum, err := t.log.Read(n, data)
+// late says whether [pos, pos+n), which could not be read, is on a disk that is
+// only slow. known is whether its words say that it is held.
+func (t *tier) late(pos uint64, n int, known bool) bool {
+	if time.Since(time.Unix(0, t.d.answered.Load())) > silence {
+		return false
+	}
+	for k := pos / chunkSize; k*chunkSize < pos+uint64(n); k++ {
+		if t.pending(k) || known && t.missing(k) {
+			return true
+		}
+	}
+	return false
+}
+
+// load reads chunk n from disk. What was pending becomes known to the ring, and
+// to the index if it is not yet; what is not in memory is kept in the cache if
+// cache is true. Then the scratch memory's data is given away.
+func (t *tier) load(n uint64, cache bool, x *scratch) {
+	m, sum, err := t.log.Read(n, x.data)
+	t.d.answered.Store(time.Now().UnixNano())
 	h := t.d.h
 	h.life.RLock()
 	defer h.life.RUnlock()
@@ -349,23 +380,105 @@ func (t *tier) load(n uint64, data []byte, cache bool, as []anchor) []anchor {
 	}
 	if err != nil {
 		t.lost(n, err)
-		return as
+		return
 	}
 	if now != sum {
-		return as // written anew while we read
+		return // written anew while we read
 	}
-	if t.pending(n) {
-		t.restore(n, m, data)
-		as = h.index.scan(as[:0], data, 0, chunkSize)
-		h.insert(as, t.ringName(), [2]Span{{n * chunkSize, chunkSize}})
-		t.loaded(n)
-	} else {
+	switch pending, found := t.expected(n); {
+	case !pending:
 		t.clip(n, m)
+	case found:
+		t.restore(n, m, x.data)
+		t.loaded(n)
+	default:
+		t.restore(n, m, x.data)
+		x.hints, x.anchors = hintsOf(x.hints[:0], x.data, x.anchors)
+		t.find(n, x.hints, x)
+		t.loaded(n)
+		_ = t.log.WriteHints(n, sum, x.hints) // an aid for the next start
 	}
 	if cache && n*chunkSize < t.ring.resident() {
-		t.cache[n%uint64(len(t.cache))].Store(&chunk{number: n, data: data})
+		t.cache[n%uint64(len(t.cache))].Store(&chunk{number: n, data: x.data})
+		x.data = make([]byte, chunkSize, store.Buffer)
 	}
-	return as
+}
+
+// scratch is the memory of a goroutine that works for the disk.
+type scratch struct {
+	data    []byte // of a chunk
+	hints   []byte
+	slots   []byte
+	anchors []anchor
+}
+
+func newScratch() *scratch { return &scratch{data: make([]byte, chunkSize, store.Buffer)} }
+
+// hinted takes what the disk has about a chunk: from now on it is found. If it lies
+// on disk only that is all; else its bytes are loaded when it is its turn, or
+// somebody asks for it.
+func (t *tier) hinted(x *store.Hint, s *scratch) {
+	h := t.d.h
+	h.life.RLock()
+	defer h.life.RUnlock()
+	n := x.Segment
+	if now, ok := t.log.Find(n); !ok || now != x.Digest || !t.pending(n) || !t.find(n, x.Hints, s) {
+		return
+	}
+	if (n+1)*chunkSize <= t.ring.resident() {
+		t.restore(n, &x.Pages, nil)
+		t.loaded(n)
+	}
+}
+
+// find puts the anchors that the hints tell of into the index; false if the hints
+// are of no use. The caller holds the History's life.
+func (t *tier) find(n uint64, hints []byte, s *scratch) bool {
+	as, ok := t.d.h.index.known(s.anchors[:0], hints)
+	s.anchors = as
+	if !ok {
+		return false
+	}
+	t.d.h.insert(as, t.ringName(), [2]Span{{n * chunkSize, chunkSize}})
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := &t.state[n%uint64(len(t.state))]; c.number == n && !c.found {
+		c.found = true
+		t.d.count.found.Add(1)
+	}
+	return true
+}
+
+// expected says whether chunk n is pending, and if so whether it is in the index.
+func (t *tier) expected(n uint64) (pending, found bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.state[n%uint64(len(t.state))]
+	if s.number != n || !s.pending {
+		return false, false
+	}
+	return true, s.found
+}
+
+// want is told of bytes that would be looked at if they were legal. If they are to
+// be loaded, and are wanted often enough, they are loaded next, and what follows.
+func (t *tier) want(pos uint64) {
+	if t == nil || t.unloaded.Load() == 0 {
+		return
+	}
+	if n := pos / chunkSize; t.ask(n) && t.pending(n) {
+		t.fetch(n, false)
+		t.prefetch(n)
+	}
+}
+
+// prefetch has the chunks behind n read that are on disk and not in memory.
+func (t *tier) prefetch(n uint64) {
+	for k := n + 1; k <= n+ahead; k++ {
+		if t.pending(k) || t.cached(k) == nil && (k+1)*chunkSize <= t.ring.resident() {
+			t.fetch(k, false)
+		}
+	}
 }
 
 // loaded notes that chunk n is no longer pending.
@@ -374,20 +487,9 @@ func (t *tier) loaded(n uint64) {
 	defer t.mu.Unlock()
 	if s := &t.state[n%uint64(len(t.state))]; s.number == n && s.pending {
 		s.pending = false
+		t.unloaded.Add(-1)
 		t.d.count.loaded.Add(1)
 	}
-}
-
-// waiting is the bytes of pending chunks.
-func (t *tier) waiting() (n int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for i := range t.state {
-		if t.state[i].pending {
-			n += chunkSize
-		}
-	}
-	return n
 }
 
 func (t *tier) ringName() Ring {
@@ -406,7 +508,7 @@ func (t *tier) lost(n uint64, err error) {
 	s := &t.state[n%uint64(len(t.state))]
 	gone := s.number == n && (s.pending || n*chunkSize < t.ring.resident())
 	if gone {
-		*s = chunkState{number: n, mark: t.markOf(n).Load(), written: true}
+		t.reset(s, chunkState{number: n, mark: t.markOf(n).Load(), written: true})
 	}
 	t.mu.Unlock()
 	if gone {
@@ -415,7 +517,8 @@ func (t *tier) lost(n uint64, err error) {
 }
 
 // restore puts a chunk of an earlier life into the ring: its bytes, if they
-// belong into memory, and then its words.
+// belong into memory, and then its words. data is nil for one that no longer
+// belongs into memory.
 func (t *tier) restore(n uint64, m *store.Map, data []byte) {
 	r, base := t.ring, n*chunkSize
 	for at := uint64(0); at < chunkSize; at += segmentSize {
@@ -429,7 +532,7 @@ func (t *tier) restore(n uint64, m *store.Map, data []byte) {
 			if m[p] == 0 || word.Load() != 0 || pos < r.tail() {
 				continue // nothing there, or a later lap has the place
 			}
-			if resident {
+			if resident && data != nil {
 				copy(r.data[off+p*pageSize-at:][:pageSize], data[p*pageSize:])
 			}
 			word.CompareAndSwap(0, uint64(t.fresh(pos, int(m[p]))))

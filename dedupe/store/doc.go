@@ -17,7 +17,10 @@
 //	               written in turn
 //	sent.data      slots of 1 MiB
 //	sent.meta      a record of 1 KiB for each slot
-//	received.data, received.meta: the same for the mirror of the peer
+//	sent.hints     40 KiB for each slot: what the history's user needs to find
+//	               something in the segment without reading it
+//	received.data, received.meta, received.hints: the same for the mirror of
+//	               the peer
 //
 // A record is
 //
@@ -48,6 +51,19 @@
 // disks for data that may never come, and a full disk has to be survived
 // anyhow.
 //
+// A slot of hints is
+//
+//	0    magic "stH1"; flags 4: bit 0: encrypted; epoch 8, segment number 8,
+//	     sequence 8 as in the record that they are about
+//	32   nonce 12, 0 if not encrypted; length 4 of the hints, at most 40,880
+//	48   checksum 16: XXH3-128 of all other bytes, the tag too
+//	64   the hints; tag 16 if encrypted
+//
+// They are written before the record, and count only for the record with their
+// sequence: what an earlier version, a copy or a release without hints left is no
+// hint. A segment without hints is as good as any; it has to be read to be searched.
+// Reading hints takes 1/26 of what reading the segments does.
+//
 // A state slot is
 //
 //	0    magic "stitchst"; version 4, flags 4: bit 0: encrypted; sequence 8
@@ -68,7 +84,8 @@
 // salt of its state and "stitch history" as info, for AES-256-GCM. Every write
 // has a fresh random nonce. A record's bytes 44 to 616 are sealed with its
 // first 44 as additional data; they contain the nonce and tag of the slot's
-// bytes, so nothing can be exchanged one by one. Key check is the HMAC of
+// bytes, so nothing can be exchanged one by one. Hints are sealed with the first 48
+// bytes of their slot. Key check is the HMAC of
 // "stitch key check" under the derived key. What a thief of the disk learns is
 // how much was stored when, and in which segments.
 package store

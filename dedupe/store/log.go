@@ -31,8 +31,8 @@ var ErrAbsent = errors.New("store: no such segment or epoch")
 // Log is one ring's segments on disk. It is safe for concurrent use, each
 // segment by one writer at a time.
 type Log struct {
-	data, meta File
-	cipher     cipher.AEAD // nil without encryption
+	data, meta, hints File
+	cipher            cipher.AEAD // nil without encryption
 
 	mu       sync.Mutex
 	epoch    uint64
@@ -45,9 +45,10 @@ type Log struct {
 
 // entry says where a segment is.
 type entry struct {
-	segment uint64
-	slot    int32 // -1: absent
-	digest  accord.Digest
+	segment  uint64
+	sequence uint64
+	slot     int32 // -1: absent
+	digest   accord.Digest
 }
 
 // openLog reads the records. Of what belongs to epoch the newest segments are
@@ -63,6 +64,9 @@ func openLog(d Disk, name string, segments int, epoch uint64, a cipher.AEAD) (*L
 	}
 	if l.data, err = d.Open(name + ".data"); err != nil {
 		return nil, errors.Join(err, l.meta.Close())
+	}
+	if l.hints, err = d.Open(name + ".hints"); err != nil {
+		return nil, errors.Join(err, l.meta.Close(), l.data.Close())
 	}
 	if err := l.scan(segments); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -99,17 +103,16 @@ func (l *Log) scan(segments int) error {
 	if top+1 < slots {
 		err = errors.Join(l.meta.Truncate(int64(top+1)*recordSize), l.data.Truncate(int64(top+1)*Segment))
 	}
+	if n, e := l.hints.Size(); e == nil && n > int64(top+1)*hintsSlot {
+		err = errors.Join(err, l.hints.Truncate(int64(top+1)*hintsSlot))
+	}
 	l.used = l.used[:max(top+1, segments+spare)]
 	return err
 }
 
 // records returns the valid ones of our epoch, in the order of their writing.
 func (l *Log) records(slots int) ([]entry, error) {
-	type found struct {
-		entry
-		sequence uint64
-	}
-	var out []found
+	var out []entry
 	const batch = 512
 	buf := make([]byte, min(batch, slots)*recordSize)
 	for at := 0; at < slots; at += batch {
@@ -124,19 +127,15 @@ func (l *Log) records(slots int) ([]entry, error) {
 			case r.decode(b, l.cipher) == nil:
 				l.sequence = max(l.sequence, r.sequence)
 				if r.epoch == l.epoch {
-					out = append(out, found{entry{r.segment, int32(at + i), r.digest}, r.sequence})
+					out = append(out, entry{r.segment, r.sequence, int32(at + i), r.digest})
 				}
 			case !slices.Equal(b, make([]byte, recordSize)):
 				l.damaged++
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b found) int { return int(min(max(int64(a.sequence-b.sequence), -1), 1)) })
-	entries := make([]entry, len(out))
-	for i := range out {
-		entries[i] = out[i].entry
-	}
-	return entries, nil
+	slices.SortFunc(out, func(a, b entry) int { return int(min(max(int64(a.sequence-b.sequence), -1), 1)) })
+	return out, nil
 }
 
 // at is where seg's entry is or would be.
@@ -216,10 +215,11 @@ func (l *Log) take(epoch uint64) (slot int, sequence uint64, err error) {
 	return 0, 0, fmt.Errorf("store: no free slot among %d", len(l.entries))
 }
 
-// Write stores a version of seg, whose digest is sum. data has Segment bytes
-// and capacity Buffer, and is spoilt. On error the older version, if there is
-// one, still counts. ErrAbsent if the log's epoch is another by now.
-func (l *Log) Write(epoch, seg uint64, m *Map, data []byte, sum accord.Digest) error {
+// Write stores a version of seg, whose digest is sum, and hints about it, at most
+// MaxHints bytes (see Hints). data has Segment bytes and capacity Buffer, and is
+// spoilt. On error the older version, if there is one, still counts. ErrAbsent if
+// the log's epoch is another by now.
+func (l *Log) Write(epoch, seg uint64, m *Map, data, hints []byte, sum accord.Digest) error {
 	slot, sequence, err := l.take(epoch)
 	if err != nil {
 		return err
@@ -234,6 +234,10 @@ func (l *Log) Write(epoch, seg uint64, m *Map, data []byte, sum accord.Digest) e
 	if _, err = l.meta.WriteAt(b[:], int64(slot)*recordSize); err == nil {
 		_, err = l.data.WriteAt(data, int64(slot)*Segment)
 	}
+	if err == nil && len(hints) > 0 {
+		slot := int64(slot) * hintsSlot
+		_, err = l.hints.WriteAt(l.encodeHints(make([]byte, 0, hintsSlot), epoch, seg, sequence, hints), slot)
+	}
 	if err == nil {
 		b = r.encode(l.cipher)
 		_, err = l.meta.WriteAt(b[:], int64(slot)*recordSize)
@@ -247,7 +251,7 @@ func (l *Log) Write(epoch, seg uint64, m *Map, data []byte, sum accord.Digest) e
 		l.used[slot] = false
 		return err
 	}
-	l.place(entry{seg, int32(slot), sum})
+	l.place(entry{seg, sequence, int32(slot), sum})
 	return nil
 }
 
@@ -328,7 +332,7 @@ func (l *Log) Bytes() (n int64) {
 func (l *Log) Damaged() int { return l.damaged }
 
 // Sync brings what was written to the disk.
-func (l *Log) Sync() error { return errors.Join(l.data.Sync(), l.meta.Sync()) }
+func (l *Log) Sync() error { return errors.Join(l.data.Sync(), l.hints.Sync(), l.meta.Sync()) }
 
 // Close closes the files.
-func (l *Log) Close() error { return errors.Join(l.meta.Close(), l.data.Close()) }
+func (l *Log) Close() error { return errors.Join(l.meta.Close(), l.data.Close(), l.hints.Close()) }

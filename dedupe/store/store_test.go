@@ -47,6 +47,14 @@ func segment(n uint64, version byte) (*store.Map, []byte) {
 	return &m, data
 }
 
+// hints are those of a version of a segment; some have none.
+func hints(n uint64, version byte) []byte {
+	if version%3 == 2 {
+		return nil
+	}
+	return bytes.Repeat([]byte{byte(n), version}, 5+int(n*n*1000)%(store.MaxHints/2-5))
+}
+
 func write(t *testing.T, l *store.Log, n uint64, version byte) accord.Digest {
 	t.Helper()
 	sum, err := try(l, n, version)
@@ -59,7 +67,7 @@ func write(t *testing.T, l *store.Log, n uint64, version byte) accord.Digest {
 func try(l *store.Log, n uint64, version byte) (accord.Digest, error) {
 	m, data := segment(n, version)
 	sum := store.Sum(n, m, data)
-	return sum, l.Write(epoch, n, m, data, sum)
+	return sum, l.Write(epoch, n, m, data, hints(n, version), sum)
 }
 
 // same says that what Read returned is that version.
@@ -472,7 +480,7 @@ func FuzzFiles(f *testing.F) {
 	}
 	s.Sent.Restart(epoch)
 	m, data := segment(1, 1)
-	if err := s.Sent.Write(epoch, 1, m, data, store.Sum(1, m, data)); err != nil {
+	if err := s.Sent.Write(epoch, 1, m, data, hints(1, 1), store.Sum(1, m, data)); err != nil {
 		f.Fatal(err)
 	}
 	f.Add(bytes.Clone(d.Bytes("state")), bytes.Clone(d.Bytes("sent.meta")))
@@ -515,6 +523,7 @@ func BenchmarkLog(b *testing.B) {
 		}
 		s.Sent.Restart(epoch)
 		m, data := segment(0, 1)
+		h := make([]byte, 37<<10)
 		buf := make([]byte, store.Segment, store.Buffer)
 		name := "encrypted=" + strconv.FormatBool(k != nil)
 		b.Run("write/"+name, func(b *testing.B) {
@@ -523,7 +532,7 @@ func BenchmarkLog(b *testing.B) {
 			for b.Loop() {
 				copy(buf, data)
 				n = (n + 1) % 64
-				if err := s.Sent.Write(epoch, n, m, buf, store.Sum(n, m, data)); err != nil {
+				if err := s.Sent.Write(epoch, n, m, buf, h, store.Sum(n, m, data)); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -293,6 +293,9 @@ func (r *relay) decode(t frameType, body []byte) error {
 	buf := r.bufs.get()
 	out, err := r.dec.Decode(buf[:0], body)
 	switch {
+	case errors.Is(err, block.ErrLate):
+		r.again()
+		err = nil
 	case errors.Is(err, block.ErrMiss):
 		err = r.missed()
 	case errors.Is(err, dedupe.ErrAhead):
@@ -315,9 +318,14 @@ func (r *relay) missed() error {
 		r.desync()
 		return errDesync
 	}
+	r.again()
+	return nil
+}
+
+// again sends the nack for the block that could not be decoded.
+func (r *relay) again() {
 	nack := r.dec.AppendNack(beginFrame(nil, frameNack))
 	r.pc.out.control(endFrame(nack, 0))
-	return nil
 }
 
 // deliver queues decoded bytes. It keeps data if it is at least wholeChunk

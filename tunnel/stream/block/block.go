@@ -2,6 +2,7 @@ package block
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,9 @@ var (
 	// reading: later blocks given to Decode are kept (it returns no bytes and
 	// no error) until the resent one arrives, which then returns them all.
 	ErrMiss = errors.New("block: source bytes not held; send the nack")
+	// ErrLate is the ErrMiss for bytes that are held, on a disk that has not given
+	// them in time. The nack blames no source, so they stay in use.
+	ErrLate = fmt.Errorf("%w: they are held on disk and did not come in time", ErrMiss)
 	// ErrCorrupt is returned for a body that breaks the format, its order or
 	// its checksum; the connection must be reset.
 	ErrCorrupt = errors.New("block: corrupt body; reset the connection")

@@ -233,8 +233,12 @@ func (d *Decoder) rebuild(dst []byte, h *header, sections []byte, s *scratch) ([
 	}
 	start := len(dst)
 	out, missed, err := d.r.Rebuild(slices.Grow(dst, h.n), s.patches(), s.lits[differences:])
-	if errors.Is(err, dedupe.ErrGone) {
+	switch {
+	case errors.Is(err, dedupe.ErrGone):
 		return dst, d.miss(h, s.sources[missed:missed+1])
+	case errors.Is(err, dedupe.ErrLate):
+		_ = d.miss(h, nil)
+		return dst, ErrLate
 	}
 	if err == nil {
 		s.lits = s.edit(out[start:])
@@ -327,7 +331,8 @@ func (d *Decoder) idle() error {
 	return nil
 }
 
-// miss begins a repair: block d.next is wanted again; bad could not be used.
+// miss begins a repair: block d.next is wanted again; bad could not be used. It
+// returns ErrMiss.
 func (d *Decoder) miss(h *header, bad []dedupe.Token) error {
 	d.missing, d.wantLen = true, h.n
 	d.nack = nack{seq: h.block.Seq}

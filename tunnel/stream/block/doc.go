@@ -107,7 +107,10 @@
 // AppendNack and goes on reading and calling Decode, also with DATA already in
 // flight: those blocks are kept (nothing returned, no error) and decoded behind
 // the resent one, whose Decode returns all their bytes. If one of them misses
-// in turn, Decode returns the good bytes and ErrMiss again. The peer's caller
+// in turn, Decode returns the good bytes and ErrMiss again. A source that is held,
+// on a disk that has not given it within a tenth of a second, is a miss too,
+// ErrLate, but the nack then names no source: the block comes again, and all
+// stays in use. The peer's caller
 // gives the nack to Encoder.Resend and sends the result as an ordinary block.
 //
 // A second nack for what was under way when the first one came says that the

@@ -33,7 +33,8 @@ func (e *Encoder) Ack(body []byte) error {
 }
 
 // Resend appends the raw body of the block that nack (borrowed) asks for, and
-// takes the sources the peer could not use out of use. On an error the
+// takes the sources the peer could not use out of use; a nack that names none only
+// came too late for the peer's disk. On an error the
 // connection must be reset: ErrCorrupt for a nack that breaks the format,
 // dedupe.ErrGone for a block not kept, net.ErrClosed after Close.
 func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
@@ -48,6 +49,11 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
+	e.renew.Store(true)
+	if m.count == 0 {
+		e.doubt.late(e.w.Next())
+		return dst, nil
+	}
 	around := e.doubt.missed(e.w.Next())
 	for _, bad := range m.bad[:m.count] {
 		e.w.Drop(bad.ring, bad.span, around)
@@ -55,7 +61,6 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 			e.w.Drop(1-bad.ring, dedupe.Span{Len: 1}, around)
 		}
 	}
-	e.renew.Store(true)
 	return dst, nil
 }
 
@@ -139,6 +144,9 @@ func (d *doubt) acked(n uint64) {
 func (d *doubt) spreads(seq uint64) bool {
 	return d.repairs && (seq < d.flight || d.level >= 2)
 }
+
+// late notes a nack that blames no source.
+func (d *doubt) late(next uint64) { d.flight = next }
 
 // missed notes a nack; next is the block that is encoded next. It returns how much
 // around the named sources is not to be used any more.

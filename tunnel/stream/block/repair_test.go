@@ -6,9 +6,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"stitch/compress"
 	"stitch/dedupe"
+	"stitch/dedupe/store/storetest"
 	"stitch/tunnel/stream/block"
 	"stitch/tunnel/stream/block/blocktest"
 )
@@ -88,6 +91,77 @@ func TestDoubtGrows(t *testing.T) {
 	}
 	if other.Wire > 1<<20 {
 		t.Errorf("%d bytes: what was good is not trusted", other.Wire)
+	}
+}
+
+// TestLate: the receiver has restarted on a slow disk, and every block refers to
+// what it has not loaded yet. Each is sent again and arrives, and when all is loaded
+// all is still referred to. The control is a disk that hangs: what it holds is given
+// up after some blocks.
+func TestLate(t *testing.T) {
+	for _, hangs := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			open := func(d *storetest.Disk) *dedupe.History {
+				h, err := dedupe.OpenOn(dedupe.Config{Size: 32 << 20}, d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return h
+			}
+			one, two := storetest.New(), storetest.New()
+			a := &blocktest.Agents{A: open(one), B: open(two), Shop: block.NewShop(2)}
+			a.Meet()
+			known := blocktest.Random(5, 20<<20)
+			if err := a.Forward(1).Send(known, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+			if err := a.B.Close(); err != nil {
+				t.Fatal(err)
+			}
+			released := make(chan struct{})
+			two.SetFault(func(op storetest.Op) error {
+				if op.Kind != "read" || op.File != "received.data" {
+					return nil
+				}
+				if hangs {
+					<-released
+				} else {
+					time.Sleep(time.Second)
+				}
+				return nil
+			})
+			a.B = open(two)
+			a.Meet()
+			c := a.Forward(2)
+			for i := range 20 { // a segment each
+				if err := c.Send(known[i<<20:][:5000], nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			late := c.Dec.Stats().Resent
+			if hangs {
+				time.Sleep(3 * time.Second)
+				for i := range 20 {
+					if err := c.Send(known[i<<20+5000:][:5000], nil); err != nil {
+						t.Fatal(err)
+					}
+				}
+				close(released)
+			}
+			<-a.B.Loaded()
+			c.Wire = 0
+			got := 0
+			if err := c.Send(known[:18<<20], func(b []byte) { got += len(b) }); err != nil || got != 18<<20 {
+				t.Fatalf("%d bytes, %v", got, err)
+			}
+			if late < 3 || hangs != (c.Wire > 1<<20) || !hangs && c.Dec.Stats().Resent != late {
+				t.Errorf("hangs %v: %d blocks were late, then 18 MiB took %d bytes on the wire", hangs, late, c.Wire)
+			}
+			if err := errors.Join(a.A.Close(), a.B.Close()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

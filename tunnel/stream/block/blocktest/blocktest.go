@@ -161,7 +161,7 @@ func (c *Conn) one(src []byte, got func([]byte)) error {
 	c.body = c.Enc.Append(c.body[:0], src)
 	c.Wire += len(c.body)
 	c.out, err = c.Dec.Decode(c.out[:0], c.body)
-	if err == block.ErrMiss {
+	if errors.Is(err, block.ErrMiss) {
 		c.ack = c.Dec.AppendNack(c.ack[:0])
 		if c.body, err = c.Enc.Resend(c.body[:0], c.ack); err != nil {
 			return err
