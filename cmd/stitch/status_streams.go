@@ -43,10 +43,13 @@ type domainView struct {
 		Memory int64 `json:"memory"`
 		Index  int64 `json:"index"`
 		Store  struct {
-			State   string `json:"state"`
-			Disk    int64  `json:"disk"`
-			Loading int64  `json:"loading"`
-			Loaded  int64  `json:"loaded"`
+			State       string  `json:"state"`
+			Disk        int64   `json:"disk"`
+			Loading     int64   `json:"loading"`
+			Loaded      int64   `json:"loaded"`
+			Found       int64   `json:"found"`
+			LoadSeconds float64 `json:"load_seconds"`
+			LoadLeft    float64 `json:"load_left"`
 		} `json:"store"`
 	} `json:"history"`
 }
@@ -106,7 +109,12 @@ func (d *domainView) state() string {
 func (d *domainView) store() string {
 	s := &d.History.Store
 	if s.State == "loading" && s.Loading+s.Loaded > 0 {
-		return fmt.Sprintf("loading, %s", percent(s.Loaded, s.Loading+s.Loaded))
+		all := s.Loading + s.Loaded
+		text := fmt.Sprintf("loading, %s of %s in %s", size(s.Loaded), size(all), seconds(s.LoadSeconds))
+		if s.LoadLeft > 0 {
+			text += fmt.Sprintf(", %s left", seconds(max(s.LoadLeft, 1)))
+		}
+		return text + fmt.Sprintf(", %s searchable", percent(min(s.Found, all), all))
 	}
 	return s.State
 }

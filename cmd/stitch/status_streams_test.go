@@ -13,7 +13,7 @@ func TestPrintStreams(t *testing.T) {
 	st := &control.Status{Streams: json.RawMessage(`{"peers":[{"peer":"dc2","domains":[
 		{"domain":"migration","ready":4,"alive":true,"open":2,"total":31,"passed":1,"bytes_out":634000000,"wire_out":305000000,
 		 "matched":317000000,"zero":6340000,"mix":{"raw":{"in":1},"s2":{"in":10},"zstd":{"in":9},"zstd_carried":{"in":80}},"in_step":true,
-		 "history":{"size":68719476736,"memory":1073741824,"index":100000000,"store":{"state":"loading","disk":5000000000,"loading":3,"loaded":1}}},
+		 "history":{"size":68719476736,"memory":1073741824,"index":100000000,"store":{"state":"loading","disk":5000000000,"loading":6000000000,"loaded":2000000000,"found":8000000000,"load_seconds":13.4,"load_left":39.2}}},
 		{"domain":"","alive":false,"last_error":"no route","history":{"size":1000}}]}]}`)}
 	var b strings.Builder
 	if err := printStatus(&b, st); err != nil {
@@ -27,7 +27,7 @@ func TestPrintStreams(t *testing.T) {
 	for _, want := range []string{
 		"dc2 migration ready 2 31 1 0 634 MB 305 MB 2.1x",
 		"dc2 (none) no route 0 0 0 0 0 B 0 B -",
-		"dc2 migration 2 x 68.7 GB at most 2.2 GB 5.0 GB loading, 25% 50% 1% zstd 89%, s2 10%, raw 1%",
+		"dc2 migration 2 x 68.7 GB at most 2.2 GB 5.0 GB loading, 2.0 GB of 8.0 GB in 13s, 39s left, 100% searchable 50% 1% zstd 89%, s2 10%, raw 1%",
 		"all at most 2.2 GB",
 	} {
 		if !strings.Contains(text, want) {

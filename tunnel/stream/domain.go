@@ -100,6 +100,23 @@ func historyConfig(c config.History, peer, domain string) dedupe.Config {
 	return out
 }
 
+// tellLoading logs how the history that an earlier process left is loaded. Streams
+// are carried meanwhile.
+func (d *domain) tellLoading(ctx context.Context) {
+	s := d.history.Stats().Store
+	if s.Loading == 0 {
+		return
+	}
+	d.log.Info("history is being loaded", "bytes", s.Loading)
+	select {
+	case <-d.history.Loaded():
+	case <-ctx.Done():
+		return
+	}
+	s = d.history.Stats().Store
+	d.log.Info("history is loaded", "bytes", s.Loaded, "damaged", s.Damaged, "seconds", s.LoadSeconds)
+}
+
 // hello draws the hello of a new connection.
 func (d *domain) hello(id uint64) (hello, error) {
 	d.q.mu.Lock()

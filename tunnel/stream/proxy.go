@@ -173,6 +173,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for _, q := range p.peers {
 		p.spawn(func() { q.listen(ctx) })
 		for _, d := range q.domains {
+			p.spawn(func() { d.tellLoading(ctx) })
 			p.spawn(func() { d.maintain(ctx) })
 		}
 	}
