@@ -261,7 +261,7 @@ func (r *relay) handle(t frameType, body []byte, owed *int) error {
 	switch t {
 	case frameData, frameResent:
 		*owed++
-		return r.decode(t, body)
+		return r.decode(body)
 	case frameAck:
 		return r.enc.Ack(body)
 	case frameNack:
@@ -289,9 +289,13 @@ func (r *relay) resend(nack []byte) error {
 }
 
 // decode takes a block and queues the bytes it yields for the host.
-func (r *relay) decode(t frameType, body []byte) error {
+func (r *relay) decode(body []byte) error {
 	buf := r.bufs.get()
+	good := r.dec.Good()
 	out, err := r.dec.Decode(buf[:0], body)
+	if r.dec.Good() > good { // also when it waited behind one that was sent again
+		r.misses = 0
+	}
 	switch {
 	case errors.Is(err, block.ErrLate):
 		r.again()
@@ -300,8 +304,6 @@ func (r *relay) decode(t frameType, body []byte) error {
 		err = r.missed()
 	case errors.Is(err, dedupe.ErrAhead):
 		r.desync()
-	case t == frameData && len(out) > 0:
-		r.misses = 0
 	}
 	if err == nil {
 		err = r.deliver(out)

@@ -23,6 +23,7 @@ type Decoder struct {
 
 	// After the last block that was decoded:
 	next    uint64 // seq of the next one
+	good    uint64 // how many were decoded as they were first sent
 	model   *model // nil before the first tokens
 	framing framing
 	context *compress.Decoder
@@ -207,6 +208,9 @@ func (d *Decoder) attempt(dst []byte, h *header, rest []byte) ([]byte, error) {
 		}
 	}
 	d.next++
+	if !h.resent {
+		d.good++
+	}
 	d.tally(h)
 	return out, nil
 }
@@ -359,6 +363,10 @@ func (d *Decoder) tally(h *header) {
 // after each Decode, or after several: it frees the peer's memory and lets its
 // other connections refer to these bytes.
 func (d *Decoder) AppendAck(dst []byte) []byte { return binary.AppendUvarint(dst, d.next) }
+
+// Good is how many blocks were decoded as they were first sent, so far: while it
+// grows the two histories have something in common.
+func (d *Decoder) Good() uint64 { return d.good }
 
 // Missing says whether a block is missing: a repair is under way.
 func (d *Decoder) Missing() bool { return d.missing }
