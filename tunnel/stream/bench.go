@@ -279,6 +279,9 @@ func (c *unixConn) Unacked() (int, error) { return c.out() }
 // Finish implements Conn.
 func (c *unixConn) Finish() error { return c.Close() }
 
+// Gather implements Conn; it makes no difference here.
+func (c *unixConn) Gather(int) error { return nil }
+
 // AtMark implements Conn.
 func (c *unixConn) AtMark() bool { return false }
 

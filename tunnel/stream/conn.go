@@ -24,6 +24,10 @@ const (
 	seedTimeout = time.Minute
 	// openTimeout is how long the far agent may take to say that it dials.
 	openTimeout = 3 * time.Second
+	// gatherLeast is from how many missing bytes of a frame on the kernel is told
+	// how many are waited for: that takes a system call or two, and saves a wakeup for
+	// every few packets.
+	gatherLeast = 32 << 10
 	// dialTimeout is how long the far agent tries to reach a server; the
 	// client's next SYN makes it try again.
 	dialTimeout = 20 * time.Second
@@ -37,6 +41,7 @@ var errRestarted = errors.New("stream: the peer has restarted: the histories are
 type peerConn struct {
 	conn    Conn
 	r       *bufio.Reader
+	whole   whole // reads r
 	out     *frameWriter
 	read    atomic.Int64
 	id      uint64
@@ -59,9 +64,34 @@ func (c countReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// whole reads for a reader that has no use for less than it asks for, as
+// io.ReadFull: when much is missing nobody is woken before it is there.
+type whole struct {
+	r     *bufio.Reader
+	c     Conn
+	asked bool // Gather was
+}
+
+// Read implements io.Reader.
+func (w *whole) Read(b []byte) (int, error) {
+	if w.r.Buffered() == 0 && (len(b) >= gatherLeast || w.asked) {
+		w.asked = true
+		if err := w.c.Gather(len(b)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := w.r.Read(b)
+	if err == nil && w.asked && n == len(b) {
+		w.asked = false
+		err = w.c.Gather(1)
+	}
+	return n, err
+}
+
 func newPeerConn(c Conn, spawn func(func())) *peerConn {
 	pc := &peerConn{conn: c, out: newFrameWriter(c, spawn)}
 	pc.r = bufio.NewReaderSize(countReader{c, &pc.read}, 4096)
+	pc.whole = whole{r: pc.r, c: c}
 	return pc
 }
 

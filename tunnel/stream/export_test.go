@@ -111,6 +111,19 @@ func ListenerHello(c Conn, token [32]byte) error {
 	return err
 }
 
+// Frame is a frame with a body of n bytes.
+func Frame(n int) []byte { return appendFrame(nil, frameData, make([]byte, n)) }
+
+// FrameReader returns a function that reads the next frame from a connection of
+// another agent and returns the length of its body.
+func FrameReader(c Conn) func() (int, error) {
+	pc := newPeerConn(c, func(f func()) { go f() })
+	return func() (int, error) {
+		_, body, err := readFrame(&pc.whole, nil)
+		return len(body), err
+	}
+}
+
 // Histories are those shared with a peer.
 func (p *Proxy) Histories(peer string) (out []*dedupe.History) {
 	q := p.byName[peer]

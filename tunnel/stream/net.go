@@ -98,6 +98,10 @@ type Conn interface {
 	// Wait blocks until Read would not block. It does not consume anything
 	// and needs no buffer, so an idle connection holds none.
 	Wait() error
+	// Gather says that a Read or Wait which finds nothing need not return before n
+	// bytes are there (or the end, or as many as the kernel takes); 1 at first. Ask
+	// for no more than what is sure to come.
+	Gather(n int) error
 	// AtMark reports whether the next byte is urgent (RFC 9293, section 3.8.5).
 	// It is certain once Wait has returned and until Read. A Read ends before
 	// an urgent byte unless it begins with it.

@@ -220,7 +220,7 @@ func (r *relay) intake() {
 
 // take reads one frame, with buf for its body, and acts on it.
 func (r *relay) take(buf []byte, owed *int) (more bool) {
-	t, body, err := readFrame(r.pc.r, buf)
+	t, body, err := readFrame(&r.pc.whole, buf)
 	if err != nil {
 		r.frameFailed(err)
 		return false

@@ -92,6 +92,13 @@ func outQueue(raw syscall.RawConn) (n int, err error) {
 	return n, wrap("SIOCOUTQ", err)
 }
 
+// Gather implements Conn.
+func (c *tcpConn) Gather(n int) error {
+	var err error
+	e := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
+	return cmpErr(e, wrap("SO_RCVLOWAT", err))
+}
+
 // AtMark implements Conn.
 func (c *tcpConn) AtMark() bool {
 	at := 0

@@ -265,3 +265,45 @@ func TestSetShare(t *testing.T) {
 		t.Errorf("TOS %#x", tos)
 	}
 }
+
+// TestTCPGather: a read that finds nothing returns with what is gathered, or at the
+// end of it.
+func TestTCPGather(t *testing.T) {
+	const size = 100
+	for name, end := range map[string]func(*net.TCPConn){
+		"all":   func(h *net.TCPConn) { h.Write(make([]byte, size/2)) },
+		"end":   func(h *net.TCPConn) { h.CloseWrite() },
+		"reset": func(h *net.TCPConn) { h.SetLinger(0); h.Close() },
+	} {
+		c, host := kernelPair(t)
+		if err := c.Gather(size); err != nil {
+			t.Fatal(err)
+		}
+		type result struct {
+			n   int
+			err error
+		}
+		read := make(chan result)
+		go func() {
+			n, err := c.Read(make([]byte, 2*size))
+			read <- result{n, err}
+		}()
+		host.Write(make([]byte, size/2))
+		for n := 0; n < size/2; { // until it has arrived
+			c.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+			select {
+			case got := <-read:
+				t.Fatalf("%s: %d bytes were read, %v", name, got.n, got.err)
+			default:
+			}
+		}
+		end(host)
+		want := size / 2
+		if name == "all" {
+			want = size
+		}
+		if got := <-read; got.n != want || got.err != nil {
+			t.Errorf("%s: %d bytes, %v", name, got.n, got.err)
+		}
+	}
+}

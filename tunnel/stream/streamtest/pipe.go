@@ -52,6 +52,7 @@ type Conn struct {
 	side          int // reads halves[side], writes halves[1-side]
 	local, remote netip.AddrPort
 	closed        bool // guarded by p.mu
+	gather        int  // of Gather; guarded by p.mu
 }
 
 var _ stream.Conn = (*Conn)(nil)
@@ -103,7 +104,7 @@ func earlier(a, b time.Time) time.Time {
 // readable waits until a Read has something to say; mu is held.
 func (c *Conn) readable() error {
 	h := c.in()
-	for {
+	for waited := false; ; waited = true {
 		if err := c.failed("read"); err != nil {
 			return err
 		}
@@ -114,6 +115,9 @@ func (c *Conn) readable() error {
 		switch {
 		case len(h.segments) > 0:
 			next = h.segments[0].at
+			if waited {
+				next = h.when(c.gather, c.p.room)
+			}
 		case h.fin:
 			next = h.finAt
 		}
@@ -122,6 +126,32 @@ func (c *Conn) readable() error {
 		}
 		c.wait(earlier(next, h.deadline[0]))
 	}
+}
+
+// when is the time from which on n bytes are there, or all that there will be before
+// some are read; zero if more must be written for it.
+func (h *half) when(n, room int) (at time.Time) {
+	for i := range h.segments {
+		at = h.segments[i].at
+		if n -= len(h.segments[i].data); n <= 0 {
+			return at
+		}
+	}
+	switch {
+	case h.fin:
+		return h.finAt
+	case h.size >= room:
+		return at
+	}
+	return time.Time{}
+}
+
+// Gather implements stream.Conn.
+func (c *Conn) Gather(n int) error {
+	c.p.mu.Lock()
+	defer c.p.mu.Unlock()
+	c.gather = n
+	return c.failed("gather")
 }
 
 // Wait implements stream.Conn.
