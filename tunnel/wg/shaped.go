@@ -129,7 +129,7 @@ func (m *mux) enqueue(out *sink) {
 			if !again {
 				hash = maphash.Comparable(s.seed, k)
 			}
-			s.queue.Push(hash, weight, p)
+			s.queue.Push(hash, 0, weight, p)
 		}
 	}
 }

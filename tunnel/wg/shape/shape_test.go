@@ -24,9 +24,18 @@ type twin struct {
 	waiting    [][]byte
 	fresh, old []int
 	deficit    map[int]int
+	sent       int
+	emptied    map[int]int
+}
+
+func (w *twin) has(flow int) bool {
+	return slices.ContainsFunc(w.waiting, func(p []byte) bool { return flowOf(p) == flow })
 }
 
 func (w *twin) push(flow int, p []byte) { // its weight is flow + 1
+	if i := slices.Index(w.old, flow); i >= 0 && !w.has(flow) && w.sent-w.emptied[flow] >= quantum*(len(w.fresh)+len(w.old)) {
+		w.old = slices.Delete(w.old, i, i+1)
+	}
 	if !slices.Contains(w.fresh, flow) && !slices.Contains(w.old, flow) {
 		w.fresh = append(w.fresh, flow)
 		w.deficit[flow] = quantum
@@ -52,6 +61,8 @@ func (w *twin) pop() []byte {
 			p := w.waiting[at]
 			w.waiting = slices.Delete(w.waiting, at, at+1)
 			w.deficit[flow] -= len(p)
+			w.emptied[flow] = w.sent
+			w.sent += len(p)
 			if fresh {
 				w.fresh = append([]int{flow}, w.fresh...)
 			} else {
@@ -67,14 +78,14 @@ func (w *twin) pop() []byte {
 func TestTwin(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for round := range 50 {
-		s, w := New(1e12, 0), &twin{deficit: map[int]int{}}
+		s, w := New(1e12, 0), &twin{deficit: map[int]int{}, emptied: map[int]int{}}
 		now := time.Duration(0)
 		for i := range 400 {
 			now += time.Second
 			if r.IntN(3) > 0 && s.Bytes() < 50_000 {
 				flow := r.IntN(1 + round%7)
 				p := packet(flow, i, 8+r.IntN(1400))
-				s.Push(uint64(flow), flow+1, p)
+				s.Push(uint64(flow), 0, flow+1, p)
 				w.push(flow, p)
 				continue
 			}
@@ -95,7 +106,7 @@ func TestRate(t *testing.T) {
 		sent, now := 0, time.Duration(0)
 		for length := time.Duration(min(2, 20e6*8/float64(rate)) * float64(time.Second)); now < length; {
 			for s.Bytes() < s.limit/2 {
-				s.Push(uint64(r.IntN(3)), 1, packet(0, 0, 1440))
+				s.Push(uint64(r.IntN(3)), 0, 1, packet(0, 0, 1440))
 			}
 			for {
 				p, ok := s.Pop(now, nil)
@@ -111,7 +122,7 @@ func TestRate(t *testing.T) {
 			now += wait + time.Duration(r.IntN(int(time.Millisecond)))
 		}
 		// The burst at the beginning is extra.
-		if got := (float64(sent) - s.burst) * 8 / now.Seconds(); got > 1.02*float64(rate) || got < 0.98*float64(rate) {
+		if got := (float64(sent) - s.bucket.burst) * 8 / now.Seconds(); got > 1.02*float64(rate) || got < 0.98*float64(rate) {
 			t.Errorf("%d bit/s: %.0f left", rate, got)
 		}
 	}
@@ -127,7 +138,7 @@ func TestPriority(t *testing.T) {
 		for i := range 2000 {
 			now += time.Millisecond
 			for s.Bytes() < s.limit-2000 {
-				s.Push(uint64(i%2), 1+2*(i%2), packet(i%2, i, 1440))
+				s.Push(uint64(i%2), 0, 1+2*(i%2), packet(i%2, i, 1440))
 				i++
 			}
 			if i%10 == 0 {
@@ -135,7 +146,7 @@ func TestPriority(t *testing.T) {
 				if own {
 					hash = 7
 				}
-				s.Push(hash, 1, packet(9, i, 100))
+				s.Push(hash, 0, 1, packet(9, i, 100))
 				for ahead := 0; ; ahead++ {
 					p, ok := s.Pop(now, nil)
 					if !ok {
@@ -165,9 +176,9 @@ func TestPriority(t *testing.T) {
 func TestBounds(t *testing.T) {
 	s := New(8e6, 60)
 	for i := range 1000 {
-		s.Push(1, 1, packet(1, i, 1400))
+		s.Push(1, 0, 1, packet(1, i, 1400))
 		if i%100 == 0 {
-			s.Push(2, 1, packet(2, i, 100))
+			s.Push(2, 0, 1, packet(2, i, 100))
 		}
 		if s.Bytes() > s.limit {
 			t.Fatalf("%d bytes wait", s.Bytes())
@@ -185,7 +196,7 @@ func TestBounds(t *testing.T) {
 	if small != 10 || uint64(all)+s.Dropped() != 1010 {
 		t.Errorf("%d of 10 small packets, %d left, %d dropped", small, all, s.Dropped())
 	}
-	s.Push(1, 1, packet(1, 0, 100))
+	s.Push(1, 0, 1, packet(1, 0, 100))
 	s.Clear()
 	if _, ok := s.Pop(time.Hour, nil); ok || s.Bytes() != 0 {
 		t.Error("something is left after Clear")
