@@ -272,14 +272,23 @@ func (p *linkPlane) moved(o redirect.Owner) {
 
 // connect opens the links.
 func (p *linkPlane) connect() error {
+	selector := stream.NewSelector(p.cfg)
 	for _, peer := range p.cfg.Peers {
 		info := p.info[peer.Name]
+		classes := p.cfg.Classes
+		if peer.Rate == 0 {
+			classes = nil // no rule for it names one
+		}
 		l, err := wg.Open(wg.Config{
 			Name: peer.Name, PrivateKey: p.cfg.PrivateKey, PublicKey: peer.PublicKey, PresharedKey: peer.PresharedKey,
 			ListenPort: peer.ListenPort, Endpoint: peer.Endpoint, TUN: p.tuns[peer.Name], InnerMTU: info.InnerMTU,
 			Local: info.Local, Remote: info.Remote, Stock: peer.Stock, Bind: p.seams.Bind(peer.Name), Apart: p.cfg.Offload.NoTrain, NoPack: p.cfg.Offload.NoPack, Log: p.log,
 			History: peer.PacketHistory, HistoryFrom: peer.PacketHistoryFrom,
 			Rate: max(peer.Rate, 0), Learn: peer.Rate == config.LearnRate, Overhead: peer.UnderlayMTU - info.InnerMTU,
+			Classes: classes, Marks: p.cfg.Marks,
+			ClassOf: func(segment uint16, src, dst netip.AddrPort) int {
+				return selector.Class(peer.Name, segment, src, dst)
+			},
 			OnFrames:  func(id uint16, frames [][]byte) { p.fromLink(peer.Name, id, frames) },
 			OnControl: func(msg []byte) { p.manager.FromPeer(peer.Name, msg) },
 			OnState:   func(s wg.State) { p.log.Info("link", "peer", peer.Name, "state", s) },

@@ -24,7 +24,8 @@ func flowsCommand() *cli.Command {
 			"accelerate: as it is), or as packets. What is not optimised has a number that says\n" +
 			"why; below the table stands what the numbers mean and what can be done. Of what\n" +
 			"hosts of a stretched segment send each other only what a rule with the segment is\n" +
-			"about is listed, as packets for ten minutes from its begin. Bytes of\n" +
+			"about is listed, as packets for ten minutes from its begin. CLASS is the [[class]] of\n" +
+			"what is sent from here; `stitch status` shows what each class sends. Bytes of\n" +
 			"packets are shown if the kernel counts them (sysctl\n" +
 			"net.netfilter.nf_conntrack_acct=1).\n\n" +
 			"Examples:\n" +
@@ -82,6 +83,7 @@ type flowView struct {
 	WireOut   int64   `json:"wire_out"`
 	WireIn    int64   `json:"wire_in"`
 	Domain    string  `json:"domain"`
+	Class     string  `json:"class"`
 	Handshake string  `json:"handshake"`
 	State     string  `json:"state"`
 	Age       float64 `json:"age_s"`
@@ -97,7 +99,7 @@ func printFlows(w io.Writer, list *flowList) error {
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	used := make(map[int]int)
-	row("PEER", "PROTO", "FROM", "TO", "BEGUN", "CARRIED AS", "BYTES", "ON THE LINK", "REASON", "DOMAIN", "HANDSHAKE", "STATE", "AGE")
+	row("PEER", "PROTO", "FROM", "TO", "BEGUN", "CARRIED AS", "BYTES", "ON THE LINK", "REASON", "DOMAIN", "CLASS", "HANDSHAKE", "STATE", "AGE")
 	streams := 0
 	for _, f := range list.Flows {
 		bytes, wire, reason, age := "-", "-", "-", "-"
@@ -116,7 +118,7 @@ func printFlows(w io.Writer, list *flowList) error {
 		if f.Segment != 0 {
 			f.Peer += fmt.Sprintf(" segment %d", f.Segment)
 		}
-		row(f.Peer, protocol(f.Proto), f.Src, f.Dst, map[string]string{"near": "here", "far": "there"}[f.Side], f.Carried, bytes, wire, reason, cmp.Or(f.Domain, "-"), cmp.Or(f.Handshake, "-"), cmp.Or(f.State, "-"), age)
+		row(f.Peer, protocol(f.Proto), f.Src, f.Dst, map[string]string{"near": "here", "far": "there"}[f.Side], f.Carried, bytes, wire, reason, cmp.Or(f.Domain, "-"), cmp.Or(f.Class, "-"), cmp.Or(f.Handshake, "-"), cmp.Or(f.State, "-"), age)
 	}
 	if err := t.Flush(); err != nil {
 		return err

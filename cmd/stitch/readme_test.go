@@ -27,7 +27,8 @@ func blocks(t *testing.T, language string) []string {
 
 // TestReadmeConfigs loads the quick start's files as printed and holds the two
 // sites' views against each other. A block that begins with "# in [table]" is
-// lines for that table of the first file, one with "# besides" tables for it.
+// lines for that table of the first file, one with "# besides" tables for it, and
+// one with "# besides a rate" tables for it when its peer has one.
 func TestReadmeConfigs(t *testing.T) {
 	dir := t.TempDir()
 	sites := map[string]*config.Config{}
@@ -42,6 +43,11 @@ func TestReadmeConfigs(t *testing.T) {
 				t.Fatalf("no %s before %q", table, text)
 			}
 			loadReadme(t, filepath.Join(dir, "part.toml"), whole)
+			continue
+		}
+		if head == "# besides a rate" {
+			rated := strings.Replace(first, "\n[[peer]]\n", "\n[[peer]]\nrate = \"98mbit\"\n", 1)
+			loadReadme(t, filepath.Join(dir, "part.toml"), rated+"\n"+rest)
 			continue
 		}
 		if head == "# besides" {

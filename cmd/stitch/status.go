@@ -141,6 +141,7 @@ func printStatus(w io.Writer, st *control.Status) error {
 	for _, l := range st.Links {
 		row(l.Peer, l.State, rtt(l), fmt.Sprintf("%.1f%%", l.Loss*100), handshake(l), l.Endpoint)
 	}
+	printClasses(row, st)
 	if len(st.Segments) > 0 {
 		printSegments(row, st)
 	}

@@ -35,6 +35,12 @@ type Config struct {
 	// Domains are the groups of streams that share a history, by the name that
 	// rules use.
 	Domains []Domain
+	// Classes divide the rate of each link. The first one, without a name, is what no
+	// rule gives another. Empty: nothing is divided.
+	Classes []Class
+	// Marks are what the DSCP of the agents' own connections stands for, by its
+	// value. The first one is of those without a rule; at most MaxMarks.
+	Marks []Mark
 	// Streams are the rules that say which TCP connections from here are split
 	// and optimised. The first rule that matches counts.
 	Streams []StreamRule
@@ -165,6 +171,30 @@ type Domain struct {
 	ManyTenants bool
 }
 
+// Class is a part of what leaves through each link that has a rate.
+type Class struct {
+	// Name is [a-z0-9-]{1,32}; empty: what is in no other class.
+	Name string
+	// Percent of the link's rate is what the class gets at least when it has so much
+	// to send, 1 to 100; all together at most 100, but for the first class, which
+	// has what the others leave and 1 in any case.
+	Percent int
+	// Limit is the most it sends through each link, in bits of IP packets a second;
+	// 0: no bound.
+	Limit int64
+}
+
+// Mark is how a connection between the agents shares the link's rate.
+type Mark struct {
+	// Class is one of Config.Classes, by its number.
+	Class int
+	// Share is what it gets in its class; see StreamRule.
+	Share int
+}
+
+// MaxMarks is how many values a DSCP has.
+const MaxMarks = 64
+
 // Optimize says how much is done for the streams of a rule.
 type Optimize string
 
@@ -192,9 +222,14 @@ type StreamRule struct {
 	// Domain names the Domain of the rule's streams; empty: each stream is
 	// matched against its own bytes only.
 	Domain string
-	// Share is what a stream gets of the peer's Rate relative to others that send
-	// as much as they can, 1 to MaxShare; default 1.
+	// Class is one of Config.Classes, by its number; it is that of all that the rule
+	// covers, TCP or not and split or not.
+	Class int
+	// Share is what a stream gets of its class, or without one of the peer's Rate,
+	// relative to others that send as much as they can, 1 to MaxShare; default 1.
 	Share int
+	// Mark is the one of Config.Marks with Class and Share.
+	Mark int
 }
 
 // DialRule says where the streams of a peer may go at this site.
@@ -206,8 +241,8 @@ type DialRule struct {
 	Ports   []PortRange
 	// Domain is that of the peer's streams; both sites must say the same.
 	Domain string
-	// Share is as in StreamRule, for what is sent from here.
-	Share int
+	// Class, Share and Mark are as in StreamRule, for what is sent from here.
+	Class, Share, Mark int
 }
 
 // SplitSegments are the ids of the segments that a stream or dial rule is about,

@@ -28,6 +28,8 @@ const (
 	defaultMemory = 1 << 30
 	// maxDomains is small: every domain has a history of its own with each peer.
 	maxDomains = 16
+	// maxClasses is small: each is looked at for every packet.
+	maxClasses = 16
 
 	defaultPort           = 51820
 	defaultUnderlay       = 1500
@@ -72,6 +74,7 @@ func Load(name string, data []byte, readFile func(string) ([]byte, error)) (*Con
 	l.overlaps()
 	l.segments()
 	l.domains()
+	l.classes()
 	l.streams()
 	l.dials()
 	l.workloads()

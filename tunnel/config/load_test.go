@@ -85,9 +85,11 @@ func TestLoadEverything(t *testing.T) {
 			VLANs: []uint16{10, 11, 12, 20}, EtherTypes: []uint16{LLC, 0x88f7}, Pass: Pass{DHCP: true, RouterAdverts: true, SpanningTree: true},
 		}},
 		Domains: []Domain{{Name: "migration"}, {Name: "customers", ManyTenants: true}},
+		Classes: []Class{{Percent: 15}, {Name: "migration", Percent: 60, Limit: 800e6}, {Name: "backup", Percent: 25}},
+		Marks:   []Mark{{0, 1}, {2, 1}, {1, 4}},
 		Streams: []StreamRule{
-			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off, Share: 1},
-			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration", Share: 4},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.7/32")}, Ports: []PortRange{{1, 65535}}, Handshake: Faithful, Optimize: Off, Class: 2, Share: 1, Mark: 1},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: []PortRange{{4000, 5999}, {22, 22}}, Handshake: Early, Optimize: Full, Domain: "migration", Class: 1, Share: 4, Mark: 2},
 			{Peer: "dc2", Segment: 100, To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: []PortRange{{49152, 49152}}, Handshake: Faithful, Optimize: Full, Share: 1},
 		},
 		Dials: []DialRule{

@@ -76,7 +76,9 @@ func (l *loader) peers() {
 			p.Rate = LearnRate
 		} else if r.Rate != "" {
 			n, err := parseRate(r.Rate)
-			l.check(path+".rate", err)
+			if err != nil {
+				l.problem(path+".rate", "%v, or \"learn\"", err)
+			}
 			p.Rate = n
 		}
 		l.packetHistory(path, &r, &p)

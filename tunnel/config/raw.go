@@ -13,6 +13,7 @@ type rawConfig struct {
 	Peer           []rawPeer     `toml:"peer"`
 	Segment        []rawSegment  `toml:"segment"`
 	Domain         []rawDomain   `toml:"domain"`
+	Class          []rawClass    `toml:"class"`
 	Stream         []rawStream   `toml:"stream"`
 	Dial           []rawDial     `toml:"dial"`
 	History        rawHistory    `toml:"history"`
@@ -56,6 +57,12 @@ type rawDomain struct {
 	Tenants string `toml:"tenants" eg:"'one'"`
 }
 
+type rawClass struct {
+	Name    string `toml:"name" eg:"'migration'"`
+	Percent *int64 `toml:"percent" eg:"60"`
+	Limit   string `toml:"limit" eg:"'80mbit'"`
+}
+
 type rawStream struct {
 	Peer      string   `toml:"peer" eg:"'dc2'"`
 	Segment   *int64   `toml:"segment" eg:"100"`
@@ -64,6 +71,7 @@ type rawStream struct {
 	Handshake string   `toml:"handshake" eg:"'faithful'"`
 	Optimize  string   `toml:"optimize" eg:"'full'"`
 	Domain    string   `toml:"domain" eg:"'migration'"`
+	Class     string   `toml:"class" eg:"'migration'"`
 	Share     *int64   `toml:"share" eg:"4"`
 }
 
@@ -73,6 +81,7 @@ type rawDial struct {
 	To      []string `toml:"to" eg:"['10.1.0.0/24']"`
 	Ports   []any    `toml:"ports" eg:"[22, '4000-5999']"`
 	Domain  string   `toml:"domain" eg:"'migration'"`
+	Class   string   `toml:"class" eg:"'migration'"`
 	Share   *int64   `toml:"share" eg:"4"`
 }
 

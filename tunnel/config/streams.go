@@ -131,15 +131,6 @@ func (l *loader) optimize(path string, r rawStream) Optimize {
 	return o
 }
 
-// share checks what a rule's streams get of the rate of the link to a peer.
-func (l *loader) share(path string, n *int64, p *Peer) int {
-	none := func(r rawPeer) bool { return r.Name == p.Name && r.Rate == "" } // a wrong one is a problem already
-	if n != nil && p != nil && slices.ContainsFunc(l.raw.Peer, none) {
-		l.problem(path, "is a share of the peer's rate, and peer %s has none: add rate = \"100mbit\" or \"learn\" to its [[peer]] or leave share out", quote(p.Name))
-	}
-	return int(l.number(path, n, 1, 1, MaxShare))
-}
-
 // streams checks every [[stream]].
 func (l *loader) streams() {
 	if l.tooMany("stream", len(l.raw.Stream), maxList) {
@@ -156,7 +147,7 @@ func (l *loader) streams() {
 		}
 		s.Ports = l.ports(path+".ports", r.Ports)
 		s.Optimize = l.optimize(path, r)
-		s.Share = l.share(path+".share", r.Share, p)
+		s.Class, s.Share, s.Mark = l.shares(path, r.Class, r.Share, p)
 		l.domain(path+".domain", r.Domain)
 		if s.Handshake != Faithful && s.Handshake != Early {
 			l.problem(path+".handshake", "%s is unknown: write \"faithful\" or \"early\"", quote(r.Handshake))
@@ -185,7 +176,7 @@ func (l *loader) dials() {
 			l.within(path+".to", d.To, ours, "this site")
 		}
 		d.Ports = l.ports(path+".ports", r.Ports)
-		d.Share = l.share(path+".share", r.Share, p)
+		d.Class, d.Share, d.Mark = l.shares(path, r.Class, r.Share, p)
 		l.domain(path+".domain", r.Domain)
 		l.cfg.Dials = append(l.cfg.Dials, d)
 	}

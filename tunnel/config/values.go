@@ -123,7 +123,7 @@ const learnRate = "learn"
 func parseRate(s string) (int64, error) {
 	m := rateForm.FindStringSubmatch(s)
 	if m == nil {
-		return 0, fmt.Errorf("%s is not a rate: write a whole number and a unit, such as \"100mbit\" or \"10gbit\", or \"learn\"", quote(s))
+		return 0, fmt.Errorf("%s is not a rate: write a whole number and a unit, such as \"100mbit\" or \"10gbit\"", quote(s))
 	}
 	n, _ := strconv.ParseInt(m[1], 10, 64) // at most 7 digits
 	n *= map[string]int64{"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}[m[2]]

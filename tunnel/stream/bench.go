@@ -297,8 +297,8 @@ func (c *unixConn) RTT() time.Duration { return 0 }
 // DeliveryRate implements Conn.
 func (c *unixConn) DeliveryRate() (rate float64, limited bool) { return 0, false }
 
-// SetShare implements Conn: nothing here leaves the host.
-func (c *unixConn) SetShare(int) error { return nil }
+// SetMark implements Conn: nothing here leaves the host.
+func (c *unixConn) SetMark(int) error { return nil }
 
 // Anew implements Conn.
 func (c *unixConn) Anew() error { return nil }

@@ -368,8 +368,8 @@ func (d *domain) open(ctx context.Context, t tuple, macs hostMACs, m mode) (pc *
 
 // relay carries a stream to its end and accounts for it.
 func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, window uint32) {
-	if n := d.q.p.policy.share(d.q.link.Peer, near, t); n > 1 {
-		_ = pc.conn.SetShare(n) // fails only on a connection that has ended
+	if n := d.q.p.policy.mark(d.q.link.Peer, near, t); n > 0 {
+		_ = pc.conn.SetMark(n) // fails only on a connection that has ended
 	}
 	_ = pc.conn.Anew() // as well
 	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.bufs, d.q.p.spawn)

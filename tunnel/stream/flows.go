@@ -94,6 +94,8 @@ type Flow struct {
 	Carried string `json:"carried"`
 	Reason  Reason `json:"reason,omitempty"`
 	Domain  string `json:"domain,omitempty"`
+	// Class is that of what leaves here; empty: it is in none.
+	Class string `json:"class,omitempty"`
 	// BytesOut are original bytes from hosts here, BytesIn to them; WireOut and
 	// WireIn what they took on the link, for streams. 0 also means not known.
 	BytesOut int64 `json:"bytes_out"`
@@ -127,7 +129,10 @@ func (p *Proxy) Flows(most int) FlowList {
 	for _, q := range p.peers {
 		list.Flows = append(list.Flows, q.flows(streams)...)
 	}
-	list.Flows = append(list.Flows, p.passedFrames.flows(streams, time.Now())...)
+	for _, f := range p.passedFrames.flows(streams, time.Now()) {
+		f.Class = p.policy.className(p.policy.class(f.Peer, f.Segment, f.Src, f.Dst))
+		list.Flows = append(list.Flows, f)
+	}
 	site, own, seen := p.routes(), once(p.cfg.Net.Own), 0
 	err := p.cfg.Net.Tracked(func(c Tracked) bool {
 		if seen++; seen > maxTracked {
@@ -240,6 +245,11 @@ func (p *policy) packetFlow(c Tracked, bound string, why Reason, site func(netip
 	if f.Side == "far" {
 		f.BytesOut, f.BytesIn = f.BytesIn, f.BytesOut
 	}
+	if f.Side == "near" {
+		f.Class = p.className(p.class(f.Peer, 0, c.Src, c.At))
+	} else {
+		f.Class = p.className(p.class(f.Peer, 0, c.At, c.Src))
+	}
 	rule, covered := p.covers(0, "", c.Dst)
 	switch {
 	case c.Proto != protoTCP:
@@ -290,6 +300,8 @@ func (r *relay) flow(peer string) Flow {
 		BytesOut: int64(r.sent.Load()), BytesIn: int64(r.received.Load()), WireOut: r.pc.out.written.Load(), WireIn: r.pc.read.Load(),
 		Age: time.Since(r.began).Seconds(), State: r.stage(),
 	}
+	p := r.pc.domain.q.p.policy
+	f.Class = p.className(p.cfg.ClassOf(p.mark(peer, r.near, r.tuple)))
 	switch {
 	case r.mode == modeAccelerate:
 		f.Reason = RuleAccelerates
@@ -298,7 +310,7 @@ func (r *relay) flow(peer string) Flow {
 	}
 	if r.near {
 		f.Side, f.Handshake = "near", "faithful"
-		if rule, _ := r.pc.domain.q.p.policy.covers(r.segment, peer, r.dst); rule.Handshake == config.Early {
+		if rule, _ := p.covers(r.segment, peer, r.dst); rule.Handshake == config.Early {
 			f.Handshake = "early"
 		}
 	}

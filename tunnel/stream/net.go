@@ -116,9 +116,9 @@ type Conn interface {
 	// DeliveryRate is how many bytes a second the path took lately; 0 if not
 	// known. limited: there was too little to send, the path may take more.
 	DeliveryRate() (rate float64, limited bool)
-	// SetShare marks what is sent with what the connection is to get of the link's
-	// rate, 1 to config.MaxShare: its DSCP, which package wg reads.
-	SetShare(n int) error
+	// SetMark marks what is sent with one of config.Config.Marks, below
+	// config.MaxMarks: its DSCP, by which package wg divides the link's rate.
+	SetMark(n int) error
 	// Anew begins the congestion control anew, as after the handshake: what it
 	// knew of the path may be old.
 	Anew() error

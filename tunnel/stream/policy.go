@@ -67,8 +67,8 @@ func (p *policy) neighbours(t tuple) bool {
 	return err == nil && lan.Contains(dst)
 }
 
-// Selector says which connections within a segment the stream plane wants.
-// Immutable; safe for concurrent use.
+// Selector says which connections within a segment the stream plane wants, and of
+// which class what leaves is. Immutable; safe for concurrent use.
 type Selector struct{ p *policy }
 
 // NewSelector returns the Selector of a configuration, which it borrows for good.
@@ -84,19 +84,51 @@ func (s Selector) Choose(segment uint16, peer string, src, dst netip.AddrPort) (
 	return covered, split
 }
 
-// share is what a stream gets of the rate of the link to a peer: near says that it
-// begins here.
-func (p *policy) share(peer string, near bool, t tuple) int {
+// mark is that of what leaves here of a stream with a peer, one of config.Config.Marks:
+// near says that it begins here.
+func (p *policy) mark(peer string, near bool, t tuple) int {
 	if near {
 		r, _ := p.covers(t.segment, peer, t.dst)
-		return max(r.Share, 1)
+		return r.Mark
 	}
+	d, _ := p.dialled(t.segment, peer, t.dst)
+	return d.Mark
+}
+
+// dialled returns the first dial rule for a destination.
+func (p *policy) dialled(segment uint16, peer string, dst netip.AddrPort) (d config.DialRule, ok bool) {
 	for _, d := range p.cfg.Dials {
-		if d.Peer == peer && d.Segment == t.segment && matches(d.To, d.Ports, t.dst) {
-			return max(d.Share, 1)
+		if d.Peer == peer && d.Segment == segment && matches(d.To, d.Ports, dst) {
+			return d, true
 		}
 	}
-	return 1
+	return d, false
+}
+
+// class is that of what leaves here from src to dst for a peer, one of
+// config.Config.Classes: a stream rule's for where it goes, or else a dial rule's for
+// where it comes from, as an answer.
+func (p *policy) class(peer string, segment uint16, src, dst netip.AddrPort) int {
+	if r, ok := p.covers(segment, peer, dst); ok {
+		return r.Class
+	}
+	d, _ := p.dialled(segment, peer, src)
+	return d.Class
+}
+
+// className is the name of a class; the first has none.
+func (p *policy) className(class int) string {
+	if class >= len(p.cfg.Classes) {
+		return ""
+	}
+	return p.cfg.Classes[class].Name
+}
+
+// Class returns the class of what leaves for a peer as packets, one of
+// config.Config.Classes, by the rule for where it goes or where it answers from;
+// segment 0: it is routed.
+func (s Selector) Class(peer string, segment uint16, src, dst netip.AddrPort) int {
+	return s.p.class(peer, segment, src, dst)
 }
 
 // modeOf is how the streams of a rule are carried.

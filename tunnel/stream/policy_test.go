@@ -235,21 +235,44 @@ func TestSegmentRules(t *testing.T) {
 	}
 }
 
-// TestShare: the rule of the side that sends counts.
-func TestShare(t *testing.T) {
-	rule := func(share int) config.StreamRule {
-		return config.StreamRule{Peer: "dc2", To: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24")}, Ports: []config.PortRange{{First: 1, Last: 99}}, Share: share}
-	}
-	dial := config.DialRule{Peer: "dc2", To: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24")}, Ports: []config.PortRange{{First: 1, Last: 99}}, Share: 3}
-	p := newPolicy(&config.Config{Streams: []config.StreamRule{rule(7)}, Dials: []config.DialRule{dial}})
+// TestClass: the rule of the side that sends counts, for streams by where they were
+// begun, for packets by where they go or else where they come from.
+func TestClass(t *testing.T) {
+	ports, pfx := []config.PortRange{{First: 1, Last: 99}}, netip.MustParsePrefix
+	p := newPolicy(&config.Config{
+		Classes: []config.Class{{}, {Name: "a"}, {Name: "b"}},
+		Streams: []config.StreamRule{
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.9/32")}, Ports: ports},
+			{Peer: "dc2", To: []netip.Prefix{pfx("10.2.0.0/24")}, Ports: ports, Class: 1, Mark: 7},
+			{Peer: "dc2", Segment: 5, To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: ports, Class: 2, Mark: 4},
+		},
+		Dials: []config.DialRule{{Peer: "dc2", To: []netip.Prefix{pfx("10.1.0.0/24")}, Ports: ports, Class: 2, Mark: 3}},
+	})
 	for _, c := range []struct {
-		peer string
-		near bool
-		dst  string
-		want int
-	}{{"dc2", true, "10.2.0.1:22", 7}, {"dc2", true, "10.2.0.1:100", 1}, {"dc2", false, "10.1.0.1:22", 3}, {"dc3", false, "10.1.0.1:22", 1}, {"dc2", false, "10.2.0.1:22", 1}} {
-		if got := p.share(c.peer, c.near, tuple{dst: netip.MustParseAddrPort(c.dst)}); got != c.want {
-			t.Errorf("%+v: %d", c, got)
+		peer     string
+		segment  uint16
+		near     bool
+		src, dst string
+		mark     int
+		class    string // as packets from here
+	}{
+		{"dc2", 0, true, "10.1.0.1:500", "10.2.0.1:22", 7, "a"},
+		{"dc2", 0, true, "10.1.0.1:22", "10.2.0.1:22", 7, "a"},
+		{"dc2", 0, true, "10.1.0.1:500", "10.2.0.1:100", 0, ""},
+		{"dc2", 0, true, "10.1.0.1:500", "10.2.0.9:22", 0, ""},
+		{"dc2", 0, false, "10.2.0.1:500", "10.1.0.1:22", 3, ""},
+		{"dc2", 0, true, "10.1.0.1:22", "10.2.0.1:500", 0, "b"},
+		{"dc3", 0, false, "10.3.0.1:500", "10.1.0.1:22", 0, ""},
+		{"dc2", 0, false, "10.1.0.1:500", "10.2.0.1:22", 0, "a"},
+		{"dc2", 5, true, "10.1.0.1:500", "10.1.0.2:22", 4, "b"},
+		{"dc3", 5, true, "10.1.0.1:500", "10.1.0.2:22", 0, ""},
+	} {
+		src, dst := netip.MustParseAddrPort(c.src), netip.MustParseAddrPort(c.dst)
+		if got := p.mark(c.peer, c.near, tuple{src: src, dst: dst, segment: c.segment}); got != c.mark {
+			t.Errorf("%+v: mark %d", c, got)
+		}
+		if got := p.className(p.class(c.peer, c.segment, src, dst)); got != c.class {
+			t.Errorf("%+v: class %q", c, got)
 		}
 	}
 }

@@ -161,8 +161,8 @@ func (c *tcpConn) DeliveryRate() (rate float64, limited bool) {
 	return float64(info.Delivery_rate), flags&appLimited != 0
 }
 
-// SetShare implements Conn. Inter-agent connections are IPv4.
-func (c *tcpConn) SetShare(n int) error {
+// SetMark implements Conn. Inter-agent connections are IPv4.
+func (c *tcpConn) SetMark(n int) error {
 	var err error
 	e := c.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TOS, n<<2) })
 	return cmpErr(e, wrap("IP_TOS", err))

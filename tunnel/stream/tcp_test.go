@@ -251,17 +251,17 @@ func TestAnew(t *testing.T) {
 	exchange()
 }
 
-// TestSetShare: the DSCP says how much of the link's rate is wanted.
-func TestSetShare(t *testing.T) {
+// TestSetMark: the DSCP says how the link's rate is shared.
+func TestSetMark(t *testing.T) {
 	c, _ := kernelPair(t)
-	if err := c.SetShare(config.MaxShare); err != nil {
+	if err := c.SetMark(config.MaxMarks - 1); err != nil {
 		t.Fatal(err)
 	}
 	tos := 0
 	if err := c.raw.Control(func(fd uintptr) { tos, _ = unix.GetsockoptInt(int(fd), unix.SOL_IP, unix.IP_TOS) }); err != nil {
 		t.Fatal(err)
 	}
-	if tos>>2 != config.MaxShare {
+	if tos>>2 != config.MaxMarks-1 {
 		t.Errorf("TOS %#x", tos)
 	}
 }

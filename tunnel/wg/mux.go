@@ -76,6 +76,8 @@ type mux struct {
 	controls int     // of out, the first ones
 	shaped   *shaped // nil: packets have always left as fast as they came
 
+	classes []classCount // of cfg.Classes
+
 	packing packing
 	past    past
 
@@ -108,6 +110,7 @@ func newMux(path carrier.Path, cfg *Config, count *counters, recv receiver, log 
 	m.packing.start(m)
 	m.space, m.place = sync.NewCond(&m.mu), m.out.next
 	m.cfg = cfg
+	m.classes = make([]classCount, len(cfg.Classes))
 	// A receiver may still have parts of our predecessor's messages.
 	m.id.Store(rand.Uint32())
 	m.setMTU(cfg.InnerMTU)

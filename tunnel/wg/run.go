@@ -39,6 +39,7 @@ func (l *Link) run(ctx context.Context) {
 	defer ticker.Stop()
 	told := Connecting
 	var kicked, polled time.Time
+	rates := classRates{at: time.Now()}
 	rebind := rebinder{last: time.Now()}
 	fit := fitter{mtu: config.TUNMTU(l.cfg.InnerMTU, l.cfg.Stock)}
 	for {
@@ -49,6 +50,7 @@ func (l *Link) run(ctx context.Context) {
 		case <-ticker.C:
 			l.mux.tick()
 			now := time.Now()
+			rates.tick(l.mux.classes, now)
 			if l.cfg.Stock {
 				if now.Sub(polled) >= stockPoll {
 					polled = now

@@ -7,6 +7,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 
+	"stitch/tunnel/config"
 	"stitch/tunnel/netdev"
 	"stitch/tunnel/wg/carrier"
 	"stitch/tunnel/wg/shape"
@@ -28,25 +29,30 @@ type shaped struct {
 	seed          maphash.Seed
 	local, remote netip.Addr
 	back          carrier.Path // the peer's view, to read what we send
+	classes       *classifier
+	marks         []config.Mark
+	most          int // the last class
 	stage         sink
 	timer         *time.Timer
 	packet        []byte // being sent
 }
 
 // shaping reports whether what leaves goes through the queue, and makes the queue
-// keep the rate of now. A link that has lost its rate first empties it.
+// keep the rate of now. A link that has lost its rate first empties it; with classes
+// it goes on, for their limits.
 func (m *mux) shaping() bool {
 	rate := m.cfg.Rate
 	if rate == 0 {
 		rate = m.learned.Load()
 	}
 	s := m.shaped
-	switch {
-	case rate == 0 && (s == nil || s.queue.Bytes() == 0):
+	if rate == 0 && len(m.cfg.Classes) == 0 && (s == nil || s.queue.Bytes() == 0) {
 		return false
-	case rate == 0:
+	}
+	if rate == 0 {
 		rate = boundless
-	case s == nil:
+	}
+	if s == nil {
 		s = newShaped(m, m.cfg)
 		m.shaped = s
 	}
@@ -64,7 +70,9 @@ func newShaped(m *mux, cfg *Config) *shaped {
 	back, _ := carrier.NewPath(cfg.Remote, cfg.Local) // Open made it the other way round
 	s := &shaped{
 		back:  back,
-		queue: shape.New(boundless, cfg.Overhead), began: time.Now(), seed: maphash.MakeSeed(),
+		queue: shape.New(boundless, cfg.Overhead, shapeClasses(cfg.Classes)...), classes: newClassifier(cfg),
+		marks: cfg.Marks, most: max(len(cfg.Classes)-1, 0),
+		began: time.Now(), seed: maphash.MakeSeed(),
 		local: cfg.Local, remote: cfg.Remote,
 	}
 	s.stage.bufs, s.stage.sizes = make([][]byte, conn.IdealBatchSize), make([]int, conn.IdealBatchSize)
@@ -111,12 +119,15 @@ func (m *mux) fillShaped(out *sink) {
 	out.limit = min(out.limit, out.n+room)
 	m.dequeue(out)
 	m.count.dropRate.Store(s.queue.Dropped())
+	for i := range m.classes {
+		m.classes[i].set(s.queue.Count(i))
+	}
 }
 
 // enqueue queues what was staged; control and probes go straight to out.
 func (m *mux) enqueue(out *sink) {
 	s := m.shaped
-	var hash uint64
+	var f shapedFlow
 	for i := range m.out.n {
 		p := m.out.bufs[i][m.out.offset:][:m.out.sizes[i]]
 		switch {
@@ -125,11 +136,10 @@ func (m *mux) enqueue(out *sink) {
 			copy(out.next(len(p)), p)
 			s.queue.Spend(len(p))
 		default:
-			k, weight, again := m.flowOf(p)
-			if !again {
-				hash = maphash.Comparable(s.seed, k)
+			if next, again := m.flowOf(p); !again {
+				f = next
 			}
-			s.queue.Push(hash, 0, weight, p)
+			s.queue.Push(f.hash, f.class, f.weight, p)
 		}
 	}
 }
@@ -147,21 +157,43 @@ func (m *mux) dequeue(out *sink) {
 	}
 }
 
-// flowOf returns the flow of a packet that is ready to be sent, and its weight:
-// of the agents' own connections that is their DSCP. again: it is a later part
-// of the message before it.
-func (m *mux) flowOf(p []byte) (k flowKey, weight int, again bool) {
-	h, body, err := m.shaped.back.Parse(p)
+// shapedFlow is what the queue is told of a packet.
+type shapedFlow struct {
+	hash          uint64
+	class, weight int
+}
+
+// flow returns the flow of a frame, or for segment 0 of an IP packet.
+func (s *shaped) flow(segment uint16, data []byte) shapedFlow {
+	k := keyOf(segment, data)
+	hash := maphash.Comparable(s.seed, k)
+	return shapedFlow{hash, s.classes.class(hash, k, segment, data), 1}
+}
+
+// flowOf returns the flow of a packet that is ready to be sent; of the agents' own
+// connections the DSCP says the class and the weight. again: it is a later part of
+// the message before it.
+func (m *mux) flowOf(p []byte) (f shapedFlow, again bool) {
+	s := m.shaped
+	h, body, err := s.back.Parse(p)
 	switch {
 	case err == nil && h.Kind == carrier.Unit:
-		return m.packing.flow(h.ID), 1, false
+		return m.packing.flow(h.ID), false
 	case err == nil && h.Index > 0:
-		return k, 1, true
+		return f, true
 	case err == nil: // the segment of an IP packet is 0
-		return keyOf(h.Segment, body), 1, false
+		return s.flow(h.Segment, body), false
+	case len(p) >= 20 && p[0]>>4 == 4 && netip.AddrFrom4([4]byte(p[12:16])) == s.local && netip.AddrFrom4([4]byte(p[16:20])) == s.remote:
+		return s.marked(p), false
 	}
-	if s := m.shaped; len(p) >= 20 && p[0]>>4 == 4 && netip.AddrFrom4([4]byte(p[12:16])) == s.local && netip.AddrFrom4([4]byte(p[16:20])) == s.remote {
-		weight = int(p[1] >> 2)
+	return s.flow(0, p), false
+}
+
+// marked returns the flow of a packet between the agents.
+func (s *shaped) marked(p []byte) shapedFlow {
+	f := shapedFlow{hash: maphash.Comparable(s.seed, keyOf(0, p)), weight: 1}
+	if i := int(p[1] >> 2); i < len(s.marks) {
+		f.class, f.weight = min(s.marks[i].Class, s.most), s.marks[i].Share
 	}
-	return keyOf(0, p), max(weight, 1), false
+	return f
 }

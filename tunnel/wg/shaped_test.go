@@ -2,6 +2,7 @@ package wg
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"testing"
@@ -150,7 +151,20 @@ func TestFlowOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := &mux{path: path, cfg: &Config{}}
-	m.shaped = newShaped(m, &Config{Local: local, Remote: remote, Rate: 1e6})
+	asked := 0
+	m.shaped = newShaped(m, &Config{
+		Local: local, Remote: remote, Rate: 1e6, Classes: make([]config.Class, 4), Marks: []config.Mark{9: {Class: 2, Share: 5}},
+		ClassOf: func(segment uint16, src, dst netip.AddrPort) int {
+			asked++
+			switch {
+			case segment == 7 && dst == netip.MustParseAddrPort("10.2.0.1:7"):
+				return 3
+			case segment == 0 && src.Port() != 0:
+				return 1
+			}
+			return 0
+		},
+	})
 	carry := func(h carrier.Header, body []byte) []byte {
 		b := make([]byte, carrier.HeaderLen+len(body))
 		m.path.Put(b, h, len(body))
@@ -165,24 +179,33 @@ func TestFlowOf(t *testing.T) {
 		return b
 	}
 	frame := append(append(make([]byte, 12), 8, 0), ipPacket(100, 7)...)
+	tagged := append(append(make([]byte, 12), 0x81, 0, 0, 5, 8, 0), ipPacket(100, 7)...)
 	host := netip.MustParseAddr("10.1.0.1")
-	for name, c := range map[string]struct {
-		packet []byte
-		key    flowKey
-		weight int
-		again  bool
-	}{
-		"packet":       {ipPacket(100, 7), keyOf(0, ipPacket(100, 7)), 1, false},
-		"agents":       {marked(local, remote), keyOf(0, marked(local, remote)), 9, false},
-		"not agents":   {marked(host, remote), keyOf(0, marked(host, remote)), 1, false},
-		"frame":        {carry(carrier.Header{Kind: carrier.Frame, Segment: 7}, frame), keyOf(7, frame), 1, false},
-		"first part":   {carry(carrier.Header{Kind: carrier.IP, Last: 1}, ipPacket(100, 7)), keyOf(0, ipPacket(100, 7)), 1, false},
-		"second part":  {carry(carrier.Header{Kind: carrier.IP, Index: 1, Last: 1}, ipPacket(100, 7)), flowKey{}, 1, true},
-		"too short":    {[]byte{0x45, 0xff}, keyOf(0, []byte{0x45, 0xff}), 1, false},
-		"no IP at all": {nil, flowKey{}, 1, false},
-	} {
-		if key, weight, again := m.flowOf(c.packet); key != c.key || weight != c.weight || again != c.again {
-			t.Errorf("%s: %+v, %d, %v", name, key, weight, again)
+	flow := func(segment uint16, data []byte, class, weight int) shapedFlow {
+		return shapedFlow{maphash.Comparable(m.shaped.seed, keyOf(segment, data)), class, weight}
+	}
+	for range 2 {
+		for name, c := range map[string]struct {
+			packet []byte
+			flow   shapedFlow
+			again  bool
+		}{
+			"packet":       {ipPacket(100, 7), flow(0, ipPacket(100, 7), 1, 1), false},
+			"agents":       {marked(local, remote), flow(0, marked(local, remote), 2, 5), false},
+			"not agents":   {marked(host, remote), flow(0, marked(host, remote), 1, 1), false},
+			"frame":        {carry(carrier.Header{Kind: carrier.Frame, Segment: 7}, frame), flow(7, frame, 3, 1), false},
+			"tagged":       {carry(carrier.Header{Kind: carrier.Frame, Segment: 7}, tagged), flow(7, tagged, 0, 1), false},
+			"first part":   {carry(carrier.Header{Kind: carrier.IP, Last: 1}, ipPacket(100, 7)), flow(0, ipPacket(100, 7), 1, 1), false},
+			"second part":  {carry(carrier.Header{Kind: carrier.IP, Index: 1, Last: 1}, ipPacket(100, 7)), shapedFlow{}, true},
+			"too short":    {[]byte{0x45, 0xff}, flow(0, []byte{0x45, 0xff}, 0, 1), false},
+			"no IP at all": {nil, flow(0, nil, 0, 1), false},
+		} {
+			if f, again := m.flowOf(c.packet); f != c.flow || again != c.again {
+				t.Errorf("%s: %+v, %v, want %+v", name, f, again, c.flow)
+			}
 		}
+	}
+	if asked > 7 { // of one flow once, if its slot was not taken meanwhile
+		t.Errorf("the class was asked for %d times", asked)
 	}
 }

@@ -45,6 +45,8 @@ type Stats struct {
 	// Rate is the most that leaves, configured or learned, in bits of IP packets a
 	// second; 0: no bound.
 	Rate int64 `json:"rate"`
+	// Classes divide the rate; absent without any.
+	Classes []ClassStats `json:"classes,omitempty"`
 	// InnerMTU is the largest packet sent in one datagram now.
 	InnerMTU int `json:"inner_mtu"`
 	// Apart says that datagrams leave one at a time: configured, or because

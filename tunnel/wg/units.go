@@ -36,16 +36,16 @@ const sentUnits = 512
 
 // sentUnit is a unit and its flow.
 type sentUnit struct {
-	id  uint32
-	key flowKey
+	id   uint32
+	flow shapedFlow
 }
 
 // flow returns the flow of a unit that leaves, by its id.
-func (p *packing) flow(id uint32) flowKey {
+func (p *packing) flow(id uint32) shapedFlow {
 	if s := &p.sent[id%sentUnits]; s.id == id {
-		return s.key
+		return s.flow
 	}
-	return flowKey{}
+	return shapedFlow{weight: 1}
 }
 
 // start makes p ready to be used by m.
@@ -122,7 +122,7 @@ func (u *unitParts) take(packet []byte, segment uint16, cut *super.Splitter) boo
 		m.count.txParts.Add(uint64(parts))
 	}
 	if m.shaped != nil {
-		p.sent[u.h.ID%sentUnits] = sentUnit{u.h.ID, keyOf(segment, packet)}
+		p.sent[u.h.ID%sentUnits] = sentUnit{u.h.ID, m.shaped.flow(segment, packet)}
 	}
 	if verdict != pack.Packed {
 		return false

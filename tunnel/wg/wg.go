@@ -12,7 +12,7 @@
 // buffers of wireguard-go, and super-frames are cut straight into them, or leave
 // as parts of a compressed unit (package pack; units.go), unless the link has a
 // rate, configured or learned from gauges (gauge.go): then all of these wait in a
-// queue that is fair to flows (package shape), so that bulk never makes others wait. At
+// queue that is fair to classes and flows (package shape), so that bulk never makes others wait. At
 // most 1024 packets are inside wireguard-go at once. What is not a plain packet that
 // fits is carried in the format of package carrier; a stock peer gets plain
 // packets only.
@@ -132,6 +132,17 @@ type Config struct {
 	// Learn says that a link without a Rate finds one by itself when it queues
 	// (package govern).
 	Learn bool
+	// Classes divide the Rate; a packet that is in no other is in the first. Their
+	// Limits hold also while no Rate is learned yet. Empty: none.
+	Classes []config.Class
+	// Marks are what the DSCP of packets from Local to Remote stands for, by its
+	// value; any other stands for the first class and a Share of 1.
+	Marks []config.Mark
+	// ClassOf returns the class of all other packets, and of frames by the IP packet
+	// inside (segment 0: none): without ports these are 0, without IP the ends are
+	// invalid. It is called from one goroutine, and its answer is kept for the flow.
+	// Nil: they are all in the first class.
+	ClassOf func(segment uint16, src, dst netip.AddrPort) int
 	// Apart sends and receives datagrams one at a time, never several in one
 	// call: the way out where UDP segmentation or receive offload harms. A link
 	// that finds out that one does, does so by itself.
@@ -384,6 +395,7 @@ func (l *Link) Stats() Stats {
 	s.Pack.History = l.mux.past.taken.Load()
 	s.Pack.Peer = l.mux.packing.taken.Load()
 	s.InnerMTU = int(l.mux.inner.Load())
+	s.Classes = l.mux.classStats()
 	s.Rate = max(l.cfg.Rate, l.mux.learned.Load())
 	return s
 }

@@ -319,8 +319,8 @@ func (c *Conn) RTT() time.Duration { return 2 * c.p.delay }
 // DeliveryRate implements stream.Conn: it is not known.
 func (c *Conn) DeliveryRate() (rate float64, limited bool) { return 0, false }
 
-// SetShare implements stream.Conn; there is nothing to share.
-func (c *Conn) SetShare(int) error { return nil }
+// SetMark implements stream.Conn; there is nothing to share.
+func (c *Conn) SetMark(int) error { return nil }
 
 // Anew implements stream.Conn.
 func (c *Conn) Anew() error { return nil }
