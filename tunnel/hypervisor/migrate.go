@@ -31,6 +31,9 @@ type Progress struct {
 	// TotalMillis and DowntimeMillis are the source's own measurements.
 	TotalMillis    int64 `json:"total-time"`
 	DowntimeMillis int64 `json:"downtime"`
+	// ExpectedMillis is how long the rest would take at the rate seen last, until
+	// the machine is stopped.
+	ExpectedMillis int64 `json:"expected-downtime"`
 	// Error is QEMU's description of a failure.
 	Error string `json:"error-desc"`
 	RAM   RAM    `json:"ram"`

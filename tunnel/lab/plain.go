@@ -83,6 +83,21 @@ func (l *Lab) Stretch(ctx context.Context) error {
 	return nil
 }
 
+// Publish makes a TCP port of h2 answer at e2's address on the WAN, 198.51.100.20:
+// the direct path from h1, with no tunnel. The edges only translate addresses. The
+// lab should be one with NoAgents.
+func (l *Lab) Publish(ctx context.Context, port int) error {
+	e := edges[1]
+	table := fmt.Sprintf(`table ip stitch_lab_published {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "wan0" ip daddr %s tcp dport %d dnat to 10.2.0.10
+	}
+}
+`, e.addr, port)
+	return feed(l.ns(e.host).Command(ctx, "nft", "-f", "-"), table)
+}
+
 // handshaken reports whether a host's only peer has completed a handshake.
 func (l *Lab) handshaken(host string) bool {
 	answer, err := l.uapi(host, "get=1\n")
