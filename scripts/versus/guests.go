@@ -26,6 +26,12 @@ const (
 	// hotLimit is how long a guest that is too busy gets to move.
 	hotLimit = 2 * time.Minute
 	hotWarm  = 10 * time.Second
+	// tellEvery is how often one is told how far a move is.
+	tellEvery = 15 * time.Second
+	// busyPages is how many pages a second the busy guest edits.
+	busyPages = 4000
+	// calmDown is what databases take to write what they had in mind.
+	calmDown = 45 * time.Second
 )
 
 // snapshot is a guest's memory and disk at one moment.
@@ -59,6 +65,48 @@ func (v *versus) fill(ctx context.Context) error {
 	return g.Wait()
 }
 
+// soothe makes a snapshot of the first guest with less to do (see corpus-load's calm),
+// unless an earlier run has.
+func (v *versus) soothe(ctx context.Context) error {
+	if err := v.fill(ctx); err != nil || v.calm != (snapshot{}) {
+		return err
+	}
+	dir := filepath.Dir(v.first.memory)
+	s := snapshot{filepath.Join(dir, "calm.memory"), filepath.Join(dir, "calm.img")}
+	if _, err := os.Stat(s.memory); err != nil {
+		v.Say("calm: %v for the first guest's databases to come to rest", calmDown)
+		if err := copyDisk(ctx, v.first.disk, s.disk); err != nil {
+			return err
+		}
+		m, err := v.shop("calm", s.disk, 0).Start(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer m.Stop()
+		err = errors.Join(m.Await(ctx, "exec:cat "+v.first.memory), m.Running(ctx, moveWait),
+			machine.Fetch(ctx, v.shop("calm", "", 0).Socket("port"), "calm", os.DevNull), program.Sleep(ctx, calmDown))
+		if err == nil {
+			err = v.keep(ctx, m, s)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	v.calm = s
+	return nil
+}
+
+// keep makes a snapshot of a machine, whose disk is there.
+func (v *versus) keep(ctx context.Context, m *machine.Machine, s snapshot) error {
+	if err := m.Set(ctx, machine.Method{}); err != nil {
+		return err
+	}
+	if _, err := m.QMP.Migrate(ctx, "exec:cat >"+s.memory+".new", nil); err != nil {
+		return err
+	}
+	return os.Rename(s.memory+".new", s.memory)
+}
+
 // snapshot boots and fills one guest and makes s of it.
 func (v *versus) snapshot(ctx context.Context, s snapshot, name string, seed int) error {
 	v.Say("%s: booting", name)
@@ -70,14 +118,11 @@ func (v *versus) snapshot(ctx context.Context, s snapshot, name string, seed int
 		return err
 	}
 	defer m.Stop()
-	if err := errors.Join(m.Booted(ctx, bootWait, nil), m.Set(ctx, machine.Method{})); err != nil {
-		return err
-	}
-	if _, err = m.QMP.Migrate(ctx, "exec:cat >"+s.memory+".new", nil); err != nil {
+	if err := errors.Join(m.Booted(ctx, bootWait, nil), v.keep(ctx, m, s)); err != nil {
 		return err
 	}
 	v.Say("%s: booted, filled and kept", name)
-	return os.Rename(s.memory+".new", s.memory)
+	return nil
 }
 
 func (v *versus) shop(name, disk string, seed int) machine.Shop {
@@ -99,6 +144,11 @@ func (v *versus) on(ctx context.Context, l *lab.Lab, host, name, disk string) (*
 type restored struct {
 	*machine.Machine
 	machine.Shop
+}
+
+// churn makes the guest edit so many pages a second, and waits until it does.
+func (r *restored) churn(ctx context.Context, pages int) error {
+	return errors.Join(machine.Fetch(ctx, r.Socket("port"), fmt.Sprintf("churn %d", pages), os.DevNull), program.Sleep(ctx, hotWarm))
 }
 
 // restore starts the guest of a snapshot on a host. The caller must end it.
@@ -131,59 +181,97 @@ const (
 	xbzrle  = "QEMU XBZRLE"
 )
 
-// move moves a guest to a host, adds a row, and returns the guest there; the one
-// here has ended. A move that takes longer than limit is given up, which is a row
-// too, and nothing is returned.
-func (v *versus) move(ctx context.Context, l *lab.Lab, c carrier, from *restored, to end, name, by string, limit time.Duration) (*restored, error) {
-	defer from.Stop()
+// meet starts a machine on a host that waits for a guest, by a method, and returns
+// it with the address by which it is reached over the carrier.
+func (v *versus) meet(ctx context.Context, l *lab.Lab, from *restored, c carrier, to end, by string) (*restored, string, error) {
 	next := map[string]string{"source": "target", "target": "source"}[from.Name]
 	m, shop, err := v.on(ctx, l, to.host, next, from.Disk)
 	if err != nil {
+		return nil, "", err
+	}
+	there := fmt.Sprintf("tcp:%s:%d", to.addr, migrationPort)
+	if err := errors.Join(from.Set(ctx, methods[by]), m.Set(ctx, methods[by]), m.Await(ctx, there)); err != nil {
+		m.Stop()
+		return nil, "", err
+	}
+	if c.via != "" {
+		there = fmt.Sprintf("tcp:%s:%d", c.via, migrationPort)
+	}
+	return &restored{m, shop}, there, nil
+}
+
+// move moves a guest to a host, adds a row, and returns the guest there; the one
+// here has ended. A move that takes longer than limit, or that cannot end, is given
+// up, which is a row too, and nothing is returned.
+func (v *versus) move(ctx context.Context, l *lab.Lab, c carrier, from *restored, to end, name, by string, limit time.Duration) (*restored, error) {
+	defer from.Stop()
+	arrived, there, err := v.meet(ctx, l, from, c, to, by)
+	if err != nil {
 		return nil, err
 	}
-	arrived := &restored{m, shop}
 	ok := false
 	defer func() {
 		if !ok {
 			arrived.Stop()
 		}
 	}()
-	uri := fmt.Sprintf("tcp:%s:%d", to.addr, migrationPort)
-	if err := errors.Join(from.Set(ctx, methods[by]), arrived.Set(ctx, methods[by]), arrived.Await(ctx, uri)); err != nil {
-		return nil, err
-	}
 	before, err := read(ctx, l, c)
 	if err != nil {
 		return nil, err
 	}
-	within, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var last hypervisor.Progress
-	moved, err := from.Move(within, arrived.Machine, uri, func(p hypervisor.Progress) { last = p })
-	given := err != nil && within.Err() != nil && ctx.Err() == nil
-	if err != nil && !given {
+	moved, given, err := v.goes(ctx, from, arrived, there, limit, nil)
+	if err != nil {
 		return nil, fmt.Errorf("%s, %s, %s: %w", name, c.name, by, err)
 	}
 	r, err := before.row(ctx, l, c, name, by)
 	if err != nil {
 		return nil, err
 	}
-	r.Rounds, r.Offered = last.RAM.Rounds, last.RAM.Transferred
-	if given {
-		r.Seconds, r.GivenUp = limit.Seconds(), true
-		v.add(r)
+	r.Rounds, r.Offered, r.Seconds = moved.RAM.Rounds, moved.RAM.Transferred, given.Seconds()
+	if r.GivenUp = given > 0; !r.GivenUp {
+		r.Seconds, r.DowntimeMS = moved.Total().Seconds(), milliseconds(moved.Downtime())
+	}
+	v.add(r)
+	if r.GivenUp {
 		return nil, nil
 	}
-	r.Seconds, r.DowntimeMS = moved.Total().Seconds(), float64(moved.Downtime().Microseconds())/1e3
-	r.Rounds, r.Offered = moved.RAM.Rounds, moved.RAM.Transferred
-	v.add(r)
 	ok = true
 	return arrived, nil
 }
 
-// thereAndBack moves a guest away, lets it write, and moves it back.
-func (v *versus) thereAndBack(ctx context.Context, l *lab.Lab, c carrier, there, back, by string) error {
-	g, err := v.restore(ctx, l, c.from.host, v.first)
+// goes has the guest move, and gives it up after limit, or once it is hopeless;
+// given is then when. heard, if not nil, hears what the source says.
+func (v *versus) goes(ctx context.Context, from, to *restored, there string, limit time.Duration, heard func(hypervisor.Progress)) (moved machine.Moved, given time.Duration, err error) {
+	within, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	began := time.Now()
+	var last hypervisor.Progress
+	var o outlook
+	told := began
+	moved, err = from.Move(within, to.Machine, there, func(p hypervisor.Progress) {
+		last = p
+		if now := time.Now(); now.Sub(told) >= tellEvery {
+			told = now
+			v.Say("%v of at most %v: round %d, %s sent, %s left", now.Sub(began).Round(time.Second), limit, p.RAM.Rounds,
+				megabytes(p.RAM.Transferred), megabytes(p.RAM.Remaining))
+		}
+		if heard != nil {
+			heard(p)
+		}
+		if o.hopeless(time.Now(), p.RAM) {
+			cancel()
+		}
+	})
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		moved.Progress = last
+		return moved, time.Since(began), nil
+	}
+	return moved, 0, err
+}
+
+// thereAndBack moves the guest of a snapshot away, lets it write, and moves it back.
+func (v *versus) thereAndBack(ctx context.Context, l *lab.Lab, c carrier, s snapshot, there, back, by string) error {
+	g, err := v.restore(ctx, l, c.from.host, s)
 	if err != nil {
 		return err
 	}
@@ -203,13 +291,13 @@ func (v *versus) thereAndBack(ctx context.Context, l *lab.Lab, c carrier, there,
 
 // moves is the first move, the return, and the sibling's move, by all methods.
 func (v *versus) moves(ctx context.Context) error {
-	ways := v.wanted("moves", way{carrier: stitch, by: asItIs}, way{carrier: vxlan, by: asItIs}, way{carrier: vxlan, by: multifd}, way{carrier: vxlan, by: xbzrle})
+	ways := v.wanted("moves", way{carrier: stitch, by: asItIs}, way{carrier: vxlan, by: multifd}, way{carrier: vxlan, by: xbzrle})
 	for _, s := range ways {
 		if err := v.fill(ctx); err != nil {
 			return err
 		}
 		err := v.within(ctx, s.carrier, v.wan, func(l *lab.Lab) error {
-			if err := v.thereAndBack(ctx, l, s.carrier, firstMove, returnMove, s.by); err != nil {
+			if err := v.thereAndBack(ctx, l, s.carrier, v.first, firstMove, returnMove, s.by); err != nil {
 				return err
 			}
 			g, err := v.restore(ctx, l, s.from.host, v.sibling)
@@ -264,26 +352,16 @@ func (v *versus) disk(ctx context.Context) error {
 	return nil
 }
 
-// slow is a T3 line: there and back.
+// slow is a T3 line, there and back, for a guest that plain WireGuard can move.
 func (v *versus) slow(ctx context.Context) error {
 	return v.onT3(ctx, "T3", func(l *lab.Lab, s way) error {
-		return v.thereAndBack(ctx, l, s.carrier, "T3: first move", "T3: return", s.by)
+		return v.thereAndBack(ctx, l, s.carrier, v.calm, "T3: first move", "T3: return", s.by)
 	})
 }
 
-// busy is a guest that dirties its memory faster than a T3 line carries it: on that
-// line, and on a plain one that is as fast as stitch has made it.
+// busy is a guest that dirties its memory faster than a T3 line carries it.
 func (v *versus) busy(ctx context.Context) error {
-	if err := v.onT3(ctx, "busy", func(l *lab.Lab, s way) error { return v.busyMove(ctx, l, s, busyMove) }); err != nil {
-		return err
-	}
-	ours, _ := v.report.split(busyMove)
-	same := v.wanted("busy", way{carrier: asFast, by: asItIs})
-	if ours == nil || ours.GivenUp || len(same) == 0 {
-		return nil
-	}
-	wan := line{int64(ours.effective()), t3.RTT}
-	return v.within(ctx, asFast, wan, func(l *lab.Lab) error { return v.busyMove(ctx, l, same[0], busyAsFast) })
+	return v.onT3(ctx, "busy", func(l *lab.Lab, s way) error { return v.busyMove(ctx, l, s, busyMove) })
 }
 
 // busyMove moves a busy guest.
@@ -292,7 +370,7 @@ func (v *versus) busyMove(ctx context.Context, l *lab.Lab, s way, name string) e
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(machine.Fetch(ctx, g.Socket("port"), "churn", os.DevNull), program.Sleep(ctx, hotWarm)); err != nil {
+	if err := g.churn(ctx, busyPages); err != nil {
 		g.Stop()
 		return err
 	}
@@ -305,7 +383,7 @@ func (v *versus) busyMove(ctx context.Context, l *lab.Lab, s way, name string) e
 // onT3 runs a part of the comparison on a T3 line.
 func (v *versus) onT3(ctx context.Context, part string, run func(*lab.Lab, way) error) error {
 	for _, s := range v.wanted(part, way{carrier: stitch, by: asItIs}, way{carrier: plain, by: asItIs}, way{carrier: vxlan, by: multifd}) {
-		if err := v.fill(ctx); err != nil {
+		if err := v.soothe(ctx); err != nil {
 			return err
 		}
 		if err := v.within(ctx, s.carrier, t3, func(l *lab.Lab) error { return run(l, s) }); err != nil {

@@ -15,8 +15,6 @@ const (
 	returnMove  = "return"
 	siblingMove = "a sibling's move"
 	busyMove    = "T3: a busy guest"
-	// busyAsFast is the same on a line without stitch that is as fast.
-	busyAsFast = "a busy guest, line as fast"
 )
 
 // Report is one run; its JSON form is stable.
@@ -26,6 +24,7 @@ type Report struct {
 	T3      line          `json:"t3"`
 	Dwell   time.Duration `json:"dwell_ns"`
 	Rows    []Row         `json:"rows"`
+	Stops   []Stop        `json:"stops"`
 	Aims    []Aim         `json:"aims"`
 	// Lost says, row by row, in what an alternative was better.
 	Lost []string `json:"lost"`
@@ -54,10 +53,6 @@ type Row struct {
 	Offered int64 `json:"offered_bytes,omitempty"`
 	Rounds  int64 `json:"rounds,omitempty"`
 }
-
-// effective is the bit/s of a plain line that would have carried as much in the
-// same time: what the hypervisor sent, in packets of 1480 bytes for 1368 of data.
-func (r Row) effective() float64 { return float64(r.Offered) * 8 / r.Seconds * 1480 / 1368 }
 
 // String is a row in words.
 func (r Row) String() string {
@@ -119,7 +114,7 @@ func (r *Report) judge() {
 	r.aim(firstMove, time, 1.02)
 	r.aim(siblingMove, bytes, 1/2.5)
 	r.aim(returnMove, bytes, 1./20)
-	r.aimDowntime()
+	r.judgeStops()
 	var names []string
 	for _, row := range r.Rows {
 		if row.Carrier == stitch.name {
@@ -152,22 +147,24 @@ func (r *Report) aim(name string, measure int, bound float64) {
 	r.Aims = append(r.Aims, Aim{what, got, bound, got <= bound && !ours.GivenUp})
 }
 
-// aimDowntime holds what a guest's downtime is through stitch against that on a
-// plain line as fast, and a round trip: more would be buffering that the hypervisor
-// cannot see.
-func (r *Report) aimDowntime() {
-	ours, _ := r.split(busyMove)
-	_, theirs := r.split(busyAsFast)
-	if ours == nil || ours.GivenUp || len(theirs) == 0 {
-		return
-	}
-	got := ours.DowntimeMS / (theirs[0].DowntimeMS + float64(r.T3.RTT.Milliseconds()))
-	r.Aims = append(r.Aims, Aim{busyMove + ": downtime of that on a plain line as fast, and a round trip", got, 1, got <= 1})
-}
-
 // print writes the table.
 func (r *Report) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%s; WAN of %v, T3 rows %v; guests of 1 GiB, %v between there and back\n\n", r.Machine, r.WAN, r.T3, r.Dwell)
+	r.printRows(out)
+	r.printStops(out)
+	for _, a := range r.Aims {
+		fmt.Fprintf(out, "%-6s  %.3f, at most %.3f: %s\n", map[bool]string{true: "met", false: "MISSED"}[a.Met], a.Got, a.Bound, a.What)
+	}
+	for _, l := range r.Lost {
+		fmt.Fprintln(out, "lost   ", l)
+	}
+}
+
+// printRows writes the table of what was done.
+func (r *Report) printRows(out io.Writer) {
+	if len(r.Rows) == 0 {
+		return
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "work\tcarried by\twith\ttime\tdowntime\ton the WAN\tCPU tunnel\tCPU ends")
 	last := ""
@@ -187,12 +184,6 @@ func (r *Report) print(out io.Writer) {
 	}
 	w.Flush()
 	fmt.Fprintln(out)
-	for _, a := range r.Aims {
-		fmt.Fprintf(out, "%-6s  %.3f, at most %.3f: %s\n", map[bool]string{true: "met", false: "MISSED"}[a.Met], a.Got, a.Bound, a.What)
-	}
-	for _, l := range r.Lost {
-		fmt.Fprintln(out, "lost   ", l)
-	}
 }
 
 // names are the rows' names, in order.

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"maps"
 	"strings"
 	"testing"
+	"time"
+
+	"stitch/tunnel/hypervisor"
 )
 
 // The table has every row, aims compare with the best that others can do, and
@@ -47,30 +51,90 @@ func TestNoAims(t *testing.T) {
 	}
 }
 
-// A busy guest's downtime through stitch is held against that on a line as fast.
-func TestDowntimeAim(t *testing.T) {
+// How long a guest is stopped through stitch is held against the better of the direct
+// lines and a round trip, by medians; a move that was given up counts for nothing.
+func TestStops(t *testing.T) {
 	for _, c := range []struct {
 		name         string
-		ours, theirs float64
-		given, met   bool
-	}{{"shorter", 500, 450, false, true}, {"longer", 600, 450, false, false}, {"given up", 0, 450, true, false}} {
-		r := &Report{T3: t3, Rows: []Row{
-			{Name: busyMove, Carrier: stitch.name, Seconds: 40, DowntimeMS: c.ours, Offered: 500e6, GivenUp: c.given},
-			{Name: busyMove, Carrier: plain.name, Seconds: 120, GivenUp: true},
-			{Name: busyAsFast, Carrier: asFast.name, Seconds: 40, DowntimeMS: c.theirs},
-		}}
+		ours, theirs []float64 // 0: given up
+		aims         int
+		met          bool
+	}{
+		{"within a round trip", []float64{900, 540, 500}, []float64{450, 440, 460}, 1, true},
+		{"longer", []float64{600, 560, 500}, []float64{450, 440, 460}, 1, false},
+		{"some given up", []float64{0, 500, 500}, []float64{0, 0, 450}, 1, true},
+		{"no direct one", []float64{500}, []float64{0}, 0, false},
+		{"none of ours", []float64{0}, []float64{500}, 0, false},
+	} {
+		r := &Report{T3: t3}
+		add := func(carrier string, downtimes []float64) {
+			for _, d := range downtimes {
+				r.Stops = append(r.Stops, Stop{Load: "a load", Carrier: carrier, DowntimeMS: d, GivenUp: d == 0})
+			}
+		}
+		add(stitch.name, c.ours)
+		add(direct[0].name, c.theirs)
+		add(direct[1].name, []float64{0, 5000})
+		if c.aims == 0 {
+			r.Stops = r.Stops[:len(r.Stops)-1]
+		}
 		r.judge()
-		switch {
-		case c.given && len(r.Aims) != 0:
-			t.Errorf("%s: %+v", c.name, r.Aims)
-		case !c.given && (len(r.Aims) != 1 || r.Aims[0].Met != c.met):
+		if len(r.Aims) != c.aims || c.aims > 0 && r.Aims[0].Met != c.met {
 			t.Errorf("%s: %+v", c.name, r.Aims)
 		}
-		if len(r.Lost) != 0 {
-			t.Errorf("%s: lost %v: the line as fast is no alternative", c.name, r.Lost)
+		var b strings.Builder
+		if r.print(&b); c.name == "longer" && !strings.Contains(b.String(), "560 (500 to 600)") {
+			t.Errorf("no median in\n%s", &b)
 		}
 	}
-	if got := (Row{Seconds: 40, Offered: 500e6}).effective(); got < 108e6 || got > 109e6 {
-		t.Errorf("a line as fast has %.0f bit/s", got)
+}
+
+// What the other end had still to read when the guest stopped, and what of it was
+// under way, is found between the samples around that moment.
+func TestFill(t *testing.T) {
+	began := time.Unix(1000, 0)
+	seen := map[string][]sample{}
+	for ms := range int64(2000) { // 1 MB/s, of which 200 kB are under way; then it ends
+		moment := began.Add(time.Duration(ms) * time.Millisecond)
+		written := uint64(1000*min(ms, 1500)) + 200_000
+		seen["from"] = append(seen["from"], sample{at: moment, written: written, out: 50_000})
+		seen["edge"] = append(seen["edge"], sample{at: moment, in: 60_000, peerOut: 7})
+		seen["to"] = append(seen["to"], sample{at: moment, read: min(uint64(1000*ms), written)})
+	}
+	var s Stop
+	s.fill(seen, "from", "to", began.Add(1300*time.Millisecond), began.Add(1700*time.Millisecond+time.Microsecond))
+	if s.Left != 401_000 || s.Waiting != 200_000 || s.Before != 1e6 || s.Drained < 0.99e6 || s.Drained > 1.01e6 {
+		t.Errorf("%+v", s)
+	}
+	if want := map[string]int64{"from out": 50_000, "edge in": 60_000, "edge peer out": 7}; !maps.Equal(s.Places, want) {
+		t.Errorf("places %v", s.Places)
+	}
+}
+
+// A move is hopeless when its rounds do not get shorter for long enough.
+func TestOutlook(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		left  []int64 // at the begin of each round of 15 s
+		after int     // rounds; 0: never
+	}{
+		{"converges", []int64{1000, 500, 250, 125, 60, 30, 15, 7, 3, 1}, 0},
+		{"slowly", []int64{1000, 900, 800, 700, 600, 540, 480, 430, 380, 340}, 0},
+		{"never", []int64{1000, 500, 510, 505, 499, 500, 500, 500, 500, 500}, 6},
+		{"grows", []int64{500, 600, 700, 700, 700, 700, 700, 700}, 5},
+	} {
+		var o outlook
+		found, now := 0, time.Unix(1000, 0)
+		for i, left := range c.left {
+			for range 15 {
+				now = now.Add(time.Second)
+				if o.hopeless(now, hypervisor.RAM{Rounds: int64(i + 1), Remaining: left}) && found == 0 {
+					found = i + 1
+				}
+			}
+		}
+		if found != c.after {
+			t.Errorf("%s: hopeless after %d rounds, want %d", c.name, found, c.after)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type versus struct {
 	work, sockets     string // removed at the end; sockets is a short name
 	stitch, wireguard string // programs
 	first, sibling    snapshot
+	calm              snapshot // the first with little to do
 	report            *Report
 }
 
@@ -45,12 +47,14 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	if err := v.prepare(ctx); err != nil {
 		return nil, err
 	}
-	for _, p := range []struct {
+	parts := []struct {
 		name string
 		run  func(context.Context) error
 	}{
-		{"moves", v.moves}, {"disk", v.disk}, {"rsync", v.trees}, {"backup", v.backups}, {"T3", v.slow}, {"busy", v.busy},
-	} {
+		{"moves", v.moves}, {"disk", v.disk}, {"rsync", v.trees}, {"backup", v.backups}, {"T3", v.slow}, {"busy", v.busy}, {"downtime", v.downtimes},
+	}
+	for i, p := range parts {
+		v.Say("part %d of %d: %s", i+1, len(parts), p.name)
 		if err := p.run(ctx); err != nil {
 			return v.report, fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -113,6 +117,7 @@ type carrier struct {
 	options  lab.Options
 	stretch  bool // VXLAN over it
 	from, to end
+	via      string // the address of the far edge, if that is where from reaches to
 }
 
 // The carriers. Through stitch and through plain WireGuard hosts of two subnets
@@ -122,8 +127,6 @@ var (
 	vxlan  = carrier{name: "VXLAN, BBR", options: lab.Options{Plain: true, Congestion: "bbr"}, stretch: true,
 		from: end{"s1", "10.1.0.11"}, to: end{"s2", "10.1.0.12"}}
 	plain = carrier{name: "WireGuard, CUBIC", options: lab.Options{Plain: true}, from: stitch.from, to: stitch.to}
-	// asFast is plain on a line that is as fast as stitch was.
-	asFast = carrier{name: "WireGuard, as fast", options: lab.Options{Plain: true}, from: stitch.from, to: stitch.to}
 )
 
 // within runs f in a lab with the carrier, and removes the lab.
@@ -140,10 +143,15 @@ func (v *versus) within(ctx context.Context, c carrier, wan line, f func(*lab.La
 				return err
 			}
 		}
+		if c.via != "" {
+			if err := l.Publish(ctx, migrationPort); err != nil {
+				return err
+			}
+		}
 		if err := program.Sleep(ctx, settle); err != nil { // streams are ready a moment after the link
 			return err
 		}
-		if err := machine.Run(l.CommandContext(ctx, c.from.host, "ping", "-c", "2", "-i", "0.2", "-W", "5", c.to.addr)); err != nil {
+		if err := machine.Run(l.CommandContext(ctx, c.from.host, "ping", "-c", "2", "-i", "0.2", "-W", "5", cmp.Or(c.via, c.to.addr))); err != nil {
 			return err
 		}
 		return f(l)
