@@ -55,6 +55,11 @@ func TestNetwork(t *testing.T) {
 			if got := congestion(t, l, "h1", "d1", "10.1.1.20:5001"); got != "cubic" {
 				t.Errorf("hosts use %q", got)
 			}
+			if err := l.Publish(t.Context(), 5002); err != nil {
+				t.Fatal(err)
+			}
+			listen(t, l, "h2", "tcp", "10.2.0.10:5002")
+			dial(t, l, "h1", "tcp", "198.51.100.20:5002", "")
 			_, err := l.WAN().Counters(t.Context())
 			if rate == 0 != errors.Is(err, ErrNoEmulator) {
 				t.Errorf("counters: %v", err)
