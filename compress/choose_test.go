@@ -110,13 +110,14 @@ func TestChooserFollowsLink(t *testing.T) {
 }
 
 // TestChooserKeepsFloor: without a link it takes the strongest level that keeps
-// up the floor, on fast and slow machines, and Balanced if none does.
+// up the floor, on fast and slow machines, and Balanced if none does; the
+// strongest of all only if most of the input is new.
 func TestChooserKeepsFloor(t *testing.T) {
 	for _, c := range []struct {
 		slower, share float64
 		want          Level
 	}{
-		{1, 0.6, Extreme}, {1, 0.02, Extreme}, {1.4, 0.6, Strong}, {2.8, 0.6, Balanced}, {20, 0.6, Balanced}, {20, 0.01, Extreme},
+		{1, 0.6, Extreme}, {1, 0.3, Strong}, {1, 0.02, Strong}, {1.4, 0.6, Strong}, {2.8, 0.6, Balanced}, {20, 0.6, Balanced}, {20, 0.01, Strong},
 	} {
 		b := guest()
 		b.share = c.share
@@ -235,5 +236,19 @@ func TestChooserSaves(t *testing.T) {
 	rate, _, changes := b.run(c, 20_000)
 	if rate < 97e6 || changes > 20 {
 		t.Errorf("%.0f MB/s in the long run, %d changes", rate/1e6, changes)
+	}
+}
+
+// TestChooserTurns: a stream that is new up to its middle and known from there
+// leaves the strongest level once, and takes it again once that is new.
+func TestChooserTurns(t *testing.T) {
+	b := guest()
+	c := NewChooser(100e6, 1)
+	for i := range 6 {
+		b.share = []float64{0.6, 0.1}[i%2]
+		want := []Level{Extreme, Strong}[i%2]
+		if _, _, changes := b.run(c, 1000); c.Level() != want || changes > 2 {
+			t.Errorf("turn %d: level %d, %d changes", i, c.Level(), changes)
+		}
 	}
 }

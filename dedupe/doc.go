@@ -22,6 +22,13 @@
 // the one that covers the others and is longer, or else younger, is taken: a
 // third trip then refers to the second.
 //
+// Where most is found, what is still missing between two finds is looked for near
+// by (near.go): within 1 KiB of where the run before would be by now, and of what
+// stands in front of the source behind. That finds, from 48 bytes on, what bytes
+// inserted or removed have moved, and records that stayed between changed ones,
+// which are too short for an anchor. It pays for itself by what it finds, or
+// is asked seldom; in new data it is not asked at all.
+//
 // # Which sources are legal
 //
 // A Writer refers only to bytes (i) sent earlier on its own connection,

@@ -62,6 +62,13 @@ type matcher struct {
 	at  int // where to look next
 	// up to settled a run is kept in spite of edits
 	settled int
+	// near is nil before it is first needed. Literals before filled it was asked
+	// for. credit is what it has earned, passed how often it was not asked since
+	// there is none; known is the share of the latest input that was matched.
+	near           *near
+	filled         int
+	credit, passed int
+	known          float64
 
 	// run is where the last match went on.
 	// other is the run before, if it was long: a page out of order interrupts a
@@ -83,7 +90,7 @@ func newMatcher(h *History, owner uint32, o WriterOptions) matcher {
 		return 0
 	}
 	sent := func(pos uint64, w word) int { return max(own(pos, w), w.acked()) }
-	m := matcher{h: h, owner: owner, lines: o.Lines, good: [2]prefix{sent, h.rx.held}}
+	m := matcher{h: h, owner: owner, lines: o.Lines, credit: nearMost, good: [2]prefix{sent, h.rx.held}}
 	if o.Alone {
 		m.good = [2]prefix{own, func(uint64, word) int { return 0 }}
 	}
@@ -94,7 +101,7 @@ func newMatcher(h *History, owner uint32, o WriterOptions) matcher {
 func (m *matcher) match(src []byte) {
 	m.src, m.lit, m.at = src, 0, 0
 	m.tokens, m.anchors = m.tokens[:0], m.anchors[:0]
-	m.cursor, m.scanned, m.settled, m.window = 0, 0, 0, minScan
+	m.cursor, m.scanned, m.settled, m.filled, m.window = 0, 0, 0, 0, minScan
 	m.heads = m.h.heads()
 	m.low = [2]uint64{m.h.low(m.h.tx), m.h.low(m.h.rx)}
 	m.floor = [2]uint64{math.MaxUint64, math.MaxUint64}
@@ -105,6 +112,7 @@ func (m *matcher) match(src []byte) {
 		}
 		m.skip()
 	}
+	m.recall()
 	m.run.diag += uint64(len(src))
 	m.other.diag += uint64(len(src))
 	m.src = nil
@@ -362,7 +370,9 @@ func (m *matcher) zeros() bool {
 	if n < minZeros {
 		return false
 	}
-	m.emit(stretch{ring: Zeros, from: m.at, to: m.at + n})
+	s := stretch{ring: Zeros, from: m.at, to: m.at + n}
+	m.fill(s)
+	m.emit(s)
 	return true
 }
 
@@ -395,7 +405,9 @@ func (m *matcher) hits() bool {
 				break
 			}
 			if s := m.try(a, e); s.len() >= minMatch {
-				m.emit(m.best(s))
+				s = m.best(s)
+				m.fill(s)
+				m.emit(s)
 				return true
 			}
 		}
@@ -405,7 +417,9 @@ func (m *matcher) hits() bool {
 
 // skip leaves what has been scanned in vain as literals.
 func (m *matcher) skip() {
-	m.at = max(m.scanned, m.at+1)
+	at := max(m.scanned, m.at+1)
+	m.fill(stretch{from: at, to: at})
+	m.at = at
 	m.window = min(2*m.window, maxScan)
 }
 
