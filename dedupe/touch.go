@@ -11,24 +11,29 @@ import (
 // Touch makes the kernel give memory for the next n bytes of a ring (Sent: what
 // we will send) and for the index now, so that it does not have to while data
 // waits: on some virtual machines that takes several times as long as matching.
+// A ring that is used has memory of MaxAhead bytes more given beside it.
 // It is an aid, does nothing before Linux 5.14, and changes no contents. It is
 // safe for concurrent use.
 func (h *History) Touch(r Ring, n int64) {
 	ring := h.source(r)
 	size := uint64(len(ring.data))
-	at := ring.head.Load() % size
+	head := ring.head.Load()
+	at := head % size
 	ahead := min(uint64(max(n, 0)), size)
 	end := min(at+ahead, size)
 	populate(ring.data[at:end])
 	populate(ring.data[:ahead-(end-at)])
+	if head < size {
+		ring.touched.to.Store(max(ring.touched.to.Load(), end))
+	}
 	populate(h.index.slots)
 }
 
 const (
-	// maxAhead bounds the memory that is touched ahead of a ring's head; it is not
-	// more than what the ring has taken so far, so a history of a few streams
-	// stays small.
-	maxAhead = 256 << 20
+	// MaxAhead bounds the memory, in bytes, that is touched ahead of a ring's
+	// head; it is not more than what the ring has taken so far, so a history of a
+	// few streams stays small.
+	MaxAhead = 256 << 20
 	// touchStep is what the kernel is asked for in one call: while it gives memory
 	// it keeps others from changing the process's mappings.
 	touchStep = 4 << 20
@@ -69,7 +74,7 @@ func (r *ring) touchGoal() uint64 {
 	if head >= r.mem {
 		return 0
 	}
-	return min(head+min(head, maxAhead), r.mem)
+	return min(head+min(head, MaxAhead), r.mem)
 }
 
 // populate touches the whole pages of s.

@@ -88,8 +88,11 @@ func New(cfg Config) (*Session, error) {
 			return nil, errors.Join(err, s.Close())
 		}
 	}
-	s.sender.Touch(dedupe.Sent, cfg.Expect)
-	s.receiver.Touch(dedupe.Received, cfg.Expect)
+	if cfg.Expect > 0 {
+		// With what the rings would have given ahead while something is measured.
+		s.sender.Touch(dedupe.Sent, cfg.Expect+dedupe.MaxAhead)
+		s.receiver.Touch(dedupe.Received, cfg.Expect+dedupe.MaxAhead)
+	}
 	return s, nil
 }
 
