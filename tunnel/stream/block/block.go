@@ -81,6 +81,11 @@ type Options struct {
 	Shop *Shop
 }
 
+// writer is what of it concerns the history.
+func (o *Options) writer() dedupe.WriterOptions {
+	return dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone}
+}
+
 // Share is what one codec did: literals in, bytes of bodies out.
 type Share struct {
 	In  int64 `json:"in"`

@@ -371,6 +371,9 @@ func (d *Decoder) Good() uint64 { return d.good }
 // Missing says whether a block is missing: a repair is under way.
 func (d *Decoder) Missing() bool { return d.missing }
 
+// Carries says whether a compressor's context goes on in the next block.
+func (d *Decoder) Carries() bool { return d.context != nil }
+
 // AppendNack appends the request for the missing block, once after each
 // ErrMiss. It appends nothing when no block is missing.
 func (d *Decoder) AppendNack(dst []byte) []byte {

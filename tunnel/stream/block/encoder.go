@@ -50,6 +50,7 @@ type Encoder struct {
 	chooser *compress.Chooser // nil: no choice
 	gate    compress.Gate
 	context *compress.Encoder // nil if the stream has none
+	barred  atomic.Bool       // none is to be had
 	tables  bool              // may be shuffled among its literals
 	bulk    int               // bytes since the stream began or was idle
 }
@@ -58,6 +59,15 @@ type Encoder struct {
 // Without a history (h is nil, or the mode does not use it) nothing is kept
 // and there is nothing to acknowledge. Close it.
 func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
+	e := newEncoder(connID, o)
+	if h != nil && o.Mode == Full {
+		e.attach(h, h.NewWriter(o.writer()))
+	}
+	return e
+}
+
+// newEncoder returns an encoder without a history.
+func newEncoder(connID uint64, o Options) *Encoder {
 	e := &Encoder{connID: connID, shop: o.Shop.orOwn(), level: compress.Strong}
 	switch {
 	case o.Mode == Store:
@@ -67,11 +77,12 @@ func NewEncoder(h *dedupe.History, connID uint64, o Options) *Encoder {
 		e.chooser = compress.NewChooser(cmp.Or(o.Floor, 100e6), runtime.GOMAXPROCS(0))
 	}
 	e.exact, e.tables, e.doubt.repairs = o.Lines, o.Tables, o.Repairs
-	if h != nil && o.Mode == Full {
-		e.w = h.NewWriter(dedupe.WriterOptions{Lines: o.Lines, Alone: o.Alone})
-		e.slack = uint64(h.Size()) / 64
-	}
 	return e
+}
+
+// attach gives the encoder its history.
+func (e *Encoder) attach(h *dedupe.History, w *dedupe.Writer) {
+	e.w, e.slack = w, uint64(h.Size())/64
 }
 
 // SetLink tells how many bytes a second the connection to the peer takes now;
@@ -309,8 +320,8 @@ func (e *Encoder) pack(dst, lits []byte, w *Work) []byte {
 
 // carry says whether the literals go on in a context, and takes or changes it.
 func (e *Encoder) carry() bool {
-	if e.level < compress.Balanced {
-		return false // a context there is waits for the level to come back
+	if e.level < compress.Balanced || e.barred.Load() {
+		return false // a context there is waits for the level to come back, or for Leave
 	}
 	if e.context != nil && (e.renew.Swap(false) || e.context.Level() != e.level) {
 		e.context = e.shop.codecs.Renew(e.context, e.level)
@@ -327,6 +338,19 @@ func (e *Encoder) carry() bool {
 // it where Finish may be called.
 func (e *Encoder) Idle(dst []byte) []byte {
 	e.bulk = 0
+	return e.Leave(dst)
+}
+
+// Bar says whether the stream must do without a compressor's context: the peer asks
+// for it when it cannot keep its end of one. The one there is goes with the next
+// Leave.
+func (e *Encoder) Bar(on bool) { e.barred.Store(on) }
+
+// Barred says what Bar was told.
+func (e *Encoder) Barred() bool { return e.barred.Load() }
+
+// Leave gives up the compressor's context as Idle does, in a stream that goes on.
+func (e *Encoder) Leave(dst []byte) []byte {
 	if e.context == nil {
 		return dst
 	}
