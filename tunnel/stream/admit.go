@@ -212,6 +212,13 @@ func due(last *time.Time, now time.Time) bool {
 	return true
 }
 
+// regain admits a stream that began before this process: what has begun is not ended.
+func (g *gate) regain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.n++
+}
+
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -36,17 +37,22 @@ const (
 // errRestarted is returned by a handshake made under epochs that are past.
 var errRestarted = errors.New("stream: the peer has restarted: the histories are brought in step again")
 
+// readSize is what is read ahead from a peer, at most.
+const readSize = 4096
+
 // peerConn is an inter-agent connection whose handshake is done. It carries
 // one stream.
 type peerConn struct {
 	conn    Conn
 	r       *bufio.Reader
-	whole   whole // reads r
+	whole   whole         // reads r
+	front   *bytes.Reader // of r, in front of what comes from conn
 	out     *frameWriter
 	read    atomic.Int64
 	id      uint64
 	domain  *domain
 	gen     int // of the domain's epochs, that it was made under
+	epochs  epochs
 	history *dedupe.History
 	terms   terms
 	watched chan error // the result of watch
@@ -89,8 +95,8 @@ func (w *whole) Read(b []byte) (int, error) {
 }
 
 func newPeerConn(c Conn, spawn func(func())) *peerConn {
-	pc := &peerConn{conn: c, out: newFrameWriter(c, spawn)}
-	pc.r = bufio.NewReaderSize(countReader{c, &pc.read}, 4096)
+	pc := &peerConn{conn: c, out: newFrameWriter(c, spawn), front: bytes.NewReader(nil)}
+	pc.r = bufio.NewReaderSize(countReader{c, &pc.read}, readSize)
 	pc.whole = whole{r: pc.r, c: c}
 	return pc
 }
@@ -99,6 +105,51 @@ func newPeerConn(c Conn, spawn func(func())) *peerConn {
 func (pc *peerConn) await() error {
 	_, err := pc.r.Peek(1)
 	return err
+}
+
+// frame is readFrame of what the peer sends. An error of a deadline leaves what there
+// is of the frame to be read again.
+func (pc *peerConn) frame(buf []byte) (frameType, []byte, error) {
+	head, err := pc.r.Peek(frameHeader)
+	if err != nil {
+		return 0, nil, err
+	}
+	header := [frameHeader]byte(head)
+	t, n, err := parseHeader(header)
+	if err != nil {
+		return 0, nil, err
+	}
+	pc.r.Discard(frameHeader)
+	if cap(buf) < n {
+		buf = make([]byte, n)
+	}
+	body := buf[:n]
+	done, err := io.ReadFull(&pc.whole, body)
+	if err != nil {
+		if pc.whole.asked {
+			_ = pc.conn.Gather(1) // a connection that has ended says so when it is read
+		}
+		pc.unread(slices.Concat(header[:], body[:done]))
+		return 0, nil, err
+	}
+	if pc.front.Size() > 0 && pc.front.Len() == 0 {
+		pc.front.Reset(nil) // a quiet stream keeps no memory for it
+	}
+	return t, body, nil
+}
+
+// unread puts bytes in front of those that the peer sends.
+func (pc *peerConn) unread(b []byte) {
+	pc.front = bytes.NewReader(slices.Concat(b, pc.buffered()))
+	pc.r = bufio.NewReaderSize(io.MultiReader(pc.front, countReader{pc.conn, &pc.read}), readSize)
+	pc.whole = whole{r: pc.r, c: pc.conn}
+}
+
+// buffered takes what has been read from the peer and not used.
+func (pc *peerConn) buffered() []byte {
+	b := make([]byte, pc.r.Buffered()+pc.front.Len())
+	n, _ := io.ReadFull(pc.r, b) // there is so much
+	return b[:n]
 }
 
 // watch reads ahead while the connection is idle, to see it end. wake is

@@ -105,6 +105,8 @@
 //	 27   RESET    both        empty: the host here reset its connection
 //	 28   URGENT   both        position 8: the byte after so many original bytes of this direction is urgent; the
 //	                           frame comes before that byte
+//	 29   CONTEXT  both        1: 0 the receiver of this frame ends its compressor's context (tunnel/stream/block)
+//	                           and begins none until 1 is sent
 //	 32   OFFER    dialler     up to 512 SHA-256 digests of pieces of at most 1 MiB
 //	 33   HAVE     listener    for each one 1: 0 not known, 1 a file here has it, 2 planted already
 //	 34   PLANT    dialler     index into the last OFFER 2; then unsigned varints: both heads of the
@@ -132,7 +134,8 @@
 // this peer is a REJECT, and is said in the status of both sides; nothing that
 // follows is sent, so nothing can be misread. Features: bit 0, SEED
 // frames; bit 1, URGENT frames; bit 2, shuffled tables in blocks (package
-// block); bit 3, OPEN with a segment; bit 4, BENCH; bit 5, RESENT without a NACK.
+// block); bit 3, OPEN with a segment; bit 4, BENCH; bit 5, RESENT without a NACK;
+// bit 6, CONTEXT.
 //
 // The HMACs are HMAC-SHA256 keyed with the link's token over a label ("stitch
 // stream listener 1", "stitch stream dialler 1"), the HELLO body and the WELCOME
@@ -168,6 +171,23 @@
 // (PLANT), and the peer puts the same bytes, from its own file, into its mirror.
 // Both read the piece again and hold it against the digest first. From then on
 // they are like bytes that have crossed.
+//
+// # Handing over
+//
+// All that one end of a split connection is, beside its two sockets and the domain's
+// history, is one value of plain data, State: Export stops streams between two reads
+// and returns them with their sockets, and Resume of another Proxy, perhaps in another
+// process, goes on. Neither host nor the peer's agent notices. What is in hand goes
+// along: bytes for the host that does not read, half a frame for the peer or from it,
+// blocks that are not acknowledged or wait for a repair. A compressor's context does
+// not: it is megabytes, and the compressor's own. This side just ends its own; the peer
+// is asked by CONTEXT to end that which is decoded here, and the stream goes on until
+// it has. A peer of an older release is not asked; there a bulk stream is only stopped
+// when it has been quiet for a second or has ended its direction.
+//
+// A state is encoded with a version and a checksum (State.Append), and refused if its
+// parts do not fit each other. A history that was reopened lacks what was not yet
+// acknowledged; references to that are repaired.
 //
 // # Being measured
 //

@@ -139,7 +139,7 @@ func (d *domain) adopt(pc *peerConn, own, theirs hello, t terms) bool {
 	if q.stopping || d.epochs.own != own.Epoch || !d.epochs.tied(theirs.Epoch) {
 		return false
 	}
-	pc.domain, pc.gen, pc.history, pc.terms = d, d.gen, d.history, t
+	pc.domain, pc.gen, pc.epochs, pc.history, pc.terms = d, d.gen, d.epochs, d.history, t
 	d.conns[pc] = struct{}{}
 	q.lastCC = pc.conn.Congestion()
 	for _, other := range q.domains {
@@ -368,15 +368,22 @@ func (d *domain) open(ctx context.Context, t tuple, macs hostMACs, m mode) (pc *
 
 // relay carries a stream to its end and accounts for it.
 func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, window uint32) {
-	if n := d.q.p.policy.mark(d.q.link.Peer, near, t); n > 0 {
-		_ = pc.conn.SetMark(n) // fails only on a connection that has ended
-	}
-	_ = pc.conn.Anew() // as well
+	_ = pc.conn.Anew() // fails only on a connection that has ended
 	r := newRelay(t, near, local, pc, m, uint64(window), &d.q.bufs, d.q.p.spawn)
+	d.begin(r)
+	d.carry(r)
+}
+
+// begin puts a relay on the account; carry is to follow.
+func (d *domain) begin(r *relay) {
+	pc := r.pc
+	if n := d.q.p.policy.mark(d.q.link.Peer, r.near, r.tuple); n > 0 {
+		_ = pc.conn.SetMark(n) // as well
+	}
 	r.desync = func() { d.restart(pc.gen) }
 	r.broken = func(err error) {
 		if !r.isOver() { // else what comes is of no interest
-			d.log.Warn("stream ended by reset", "src", t.src, "dst", t.dst, "err", err)
+			d.log.Warn("stream ended by reset", "src", r.src, "dst", r.dst, "err", err)
 		}
 	}
 	d.q.mu.Lock()
@@ -387,12 +394,16 @@ func (d *domain) relay(t tuple, near bool, local Conn, pc *peerConn, m mode, win
 	if stopping {
 		r.abort(false)
 	}
+}
+
+// carry runs a relay to its end, or until it is suspended.
+func (d *domain) carry(r *relay) {
 	clean := r.run()
 	d.q.mu.Lock()
 	defer d.q.mu.Unlock()
 	delete(d.relays, r)
 	d.stats.add(r)
-	if !clean {
+	if !clean && r.pause.state == nil {
 		d.stats.Reset++
 	}
 }

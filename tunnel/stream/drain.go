@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -14,8 +15,15 @@ func (r *relay) drain() {
 	pause := pollMin
 	var deadline time.Time // of a reset in order
 	for {
+		if r.halting() {
+			r.drainPaused()
+			return
+		}
 		chunk, fin := r.next()
 		wrote, err := r.write(chunk, fin)
+		if r.halts(err) {
+			continue
+		}
 		if err != nil {
 			r.abort(true)
 			return
@@ -84,11 +92,14 @@ func (r *relay) mayShut() bool {
 func (r *relay) write(chunk []byte, fin bool) (wrote bool, err error) {
 	if chunk != nil {
 		n, err := r.writeMarked(chunk)
-		r.bufs.put(chunk)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.written += uint64(n)
-		r.queued -= len(chunk)
+		r.queued -= n
+		if n < len(chunk) && r.halts(err) {
+			r.queue = slices.Insert(r.queue, 0, slices.Clone(chunk[n:]))
+		}
+		r.bufs.put(chunk)
 		return true, err
 	}
 	if !fin {
@@ -113,8 +124,9 @@ func (r *relay) writeMarked(chunk []byte) (n int, err error) {
 			n += more
 		}
 		if marked && err == nil {
-			err = r.local.WriteUrgent(chunk[at])
-			n++
+			if err = r.local.WriteUrgent(chunk[at]); err == nil {
+				n++
+			}
 		}
 	}
 	return n, err
@@ -189,6 +201,7 @@ func (r *relay) rest(d time.Duration) {
 	select {
 	case <-r.more:
 	case <-r.closed:
+	case <-r.pause.halt:
 	case <-t.C:
 	}
 }

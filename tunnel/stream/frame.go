@@ -34,6 +34,7 @@ const (
 	frameDone    frameType = 26
 	frameReset   frameType = 27
 	frameUrgent  frameType = 28
+	frameContext frameType = 29
 	frameOffer   frameType = 32
 	frameHave    frameType = 33
 	framePlant   frameType = 34
@@ -55,6 +56,12 @@ const (
 	openLen6    = 4 + 1 + 1 + 2*(16+2)
 	// openSegment is what OPEN has besides for hosts of a segment.
 	openSegment = 2 + 2*6
+)
+
+// Bodies of CONTEXT.
+const (
+	contextBarred  = 0
+	contextAllowed = 1
 )
 
 // errFrame is wrapped by every error about bytes that are no valid frame.
@@ -94,7 +101,7 @@ func bodyBounds(t frameType) (lo, hi int, ok bool) {
 		return 1, offerSize, true
 	case framePlant:
 		return 2, maxPlanting, true
-	case framePlanted:
+	case framePlanted, frameContext:
 		return 1, 1, true
 	case frameBench:
 		return 5, 5, true

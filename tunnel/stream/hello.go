@@ -48,8 +48,10 @@ const (
 	featureBench
 	// featureRepairs: blocks may be resent before they are asked for.
 	featureRepairs
+	// featureContexts: a side can be asked to do without compressors' contexts.
+	featureContexts
 
-	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment | featureBench | featureRepairs
+	ourFeatures = featureSeed | featureUrgent | featureTables | featureSegment | featureBench | featureRepairs | featureContexts
 )
 
 // flagTenants in a hello: the domain's streams belong to many tenants.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"stitch/dedupe"
 	"stitch/tunnel/stream/block"
 )
 
@@ -19,6 +20,13 @@ const quiet = time.Second
 
 // codec returns the encoder and decoder of a stream of the given mode.
 func (pc *peerConn) codec(m mode, shop *block.Shop) (*block.Encoder, *block.Decoder) {
+	o, history := pc.options(m, shop)
+	return block.NewEncoder(history, pc.id, o), block.NewDecoder(history, pc.id, shop)
+}
+
+// options are those of the codec of a stream of the given mode; it uses the history,
+// if there is one.
+func (pc *peerConn) options(m mode, shop *block.Shop) (block.Options, *dedupe.History) {
 	began := time.Now()
 	o := block.Options{
 		Shop: shop, Lines: pc.terms.Tenants, Alone: pc.domain.name == "",
@@ -32,7 +40,7 @@ func (pc *peerConn) codec(m mode, shop *block.Shop) (*block.Encoder, *block.Deco
 	case modeAccelerate:
 		o.Mode, history = block.Store, nil
 	}
-	return block.NewEncoder(history, pc.id, o), block.NewDecoder(history, pc.id, shop)
+	return o, history
 }
 
 // pump carries what the local host sends to the peer.
@@ -47,9 +55,9 @@ func (r *relay) pump() {
 			err = r.forward(room)
 		}
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, os.ErrDeadlineExceeded): // woken: there may be something else to do
 		case errors.Is(err, io.EOF):
-			if r.settle() != nil {
+			if r.leave() != nil { // of the compressor's context others can make use
 				r.peerLost()
 				return
 			}
@@ -71,7 +79,7 @@ func (r *relay) await() error {
 	r.local.SetReadDeadline(time.Now().Add(quiet))
 	err := r.local.Wait()
 	r.local.SetReadDeadline(time.Time{})
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || r.halting() {
 		return err
 	}
 	if err := r.settle(); err != nil {
@@ -135,7 +143,31 @@ func (r *relay) transmit(data []byte, work *block.Work) error {
 	r.enc.SetLink(r.link.Update(r.pc.conn.DeliveryRate()))
 	out := r.enc.Finish(beginFrame(frame[:0], frameData), work)
 	r.bufs.put(data)
-	if r.pc.out.data(endFrame(out, 0)) != nil {
+	out = endFrame(out, 0)
+	if r.enc.Barred() {
+		out = r.appendLeave(out)
+	}
+	if r.pc.out.data(out) != nil {
+		return errPeerWrite
+	}
+	return nil
+}
+
+// appendLeave appends the frame that ends the compressor's context, if there is one.
+func (r *relay) appendLeave(b []byte) []byte {
+	start := len(b)
+	if b = r.enc.Leave(beginFrame(b, frameData)); len(b) == start+frameHeader {
+		return b[:start]
+	}
+	return endFrame(b, start)
+}
+
+// leave ends the compressor's context where no block follows soon.
+func (r *relay) leave() error {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if frame := r.appendLeave(nil); len(frame) > 0 && r.pc.out.data(frame) != nil {
 		return errPeerWrite
 	}
 	r.pc.conn.Pace()
@@ -157,21 +189,26 @@ func (l *linkRate) Update(sample float64, limited bool) float64 {
 	return l.rate
 }
 
-// awaitCredit returns how many bytes may be sent; 0 means that it is over.
+// awaitCredit returns how many bytes may be sent; 0 means that it is over, or that
+// the stream pauses.
 func (r *relay) awaitCredit() uint64 {
 	for {
 		r.mu.Lock()
 		room, over := r.sendMax-r.sent.Load(), r.over
 		r.mu.Unlock()
-		if over {
+		switch {
+		case over || r.halting():
 			return 0
-		}
-		if room > 0 {
+		case room > 0:
 			return room
+		case r.enc.Barred() && r.leave() != nil:
+			r.peerLost()
+			return 0
 		}
 		select {
 		case <-r.wake:
 		case <-r.closed:
+		case <-r.pause.halt:
 		case <-time.After(stallCheck):
 			if _, err := r.local.Unacked(); err != nil {
 				r.abort(true)

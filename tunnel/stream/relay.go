@@ -62,7 +62,7 @@ type relay struct {
 	// what the peer did that ended the stream.
 	desync func()
 	broken func(error)
-	misses int // of intake: in a row
+	owed   int // of intake: blocks not acknowledged
 
 	// of pump
 	sniff   sniffer
@@ -76,47 +76,68 @@ type relay struct {
 	wake           chan struct{} // pump: more credit
 	more           chan struct{} // drain: more to do
 	tasks          sync.WaitGroup
+	pause          pause
 
-	mu       sync.Mutex
-	sendMax  uint64  // what the peer has granted
-	grant    *credit // what we grant
+	mu sync.Mutex
+	progress
 	queue    [][]byte
 	queued   int
+	draining bool
+	over     bool // reset or finished
+	clean    bool // finished
+}
+
+// progress is how far a stream has come, beside what its codec knows.
+type progress struct {
+	sendMax  uint64   // what the peer has granted
+	grant    credit   // what we grant
 	marks    []uint64 // positions of urgent bytes that drain has not reached
 	written  uint64
 	acked    uint64
-	draining bool
 	finSent  bool   // our host ended its direction
 	peerDone bool   // the peer's host has acknowledged all its bytes
 	finSeen  bool   // the peer's host ended its direction
 	finTotal uint64 // after so many bytes
 	fin      bool   // which are all here
 	missing  bool   // a block is being sent again
-	done     bool   // and acknowledged by our host
+	misses   int    // of intake: in a row
+	done     bool   // all is acknowledged by our host
 	shut     bool   // our host was told the end
 	shutDone bool   // and has acknowledged it
 	rst      bool   // the peer's host reset
-	over     bool   // reset or finished
-	clean    bool   // finished
 }
 
 func newRelay(t tuple, near bool, local Conn, pc *peerConn, m mode, sendMax uint64, bufs *buffers, spawn func(func())) *relay {
-	r := &relay{
-		tuple: t, near: near, mode: m, began: time.Now(), local: local, pc: pc, bufs: bufs, spawn: spawn,
-		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1), outcome: make(chan error, 1),
-		sendMax: sendMax, grant: newCredit(time.Now()),
-	}
+	r := newIdleRelay(t, near, local, pc, m, bufs, spawn)
+	r.sendMax, r.grant = sendMax, *newCredit(time.Now())
 	r.enc, r.dec = pc.codec(m, bufs.shop)
 	return r
 }
 
-// run relays until both directions have ended or one end was reset. It reports
-// whether the end was clean.
+// newIdleRelay returns a relay that knows nothing of its stream yet.
+func newIdleRelay(t tuple, near bool, local Conn, pc *peerConn, m mode, bufs *buffers, spawn func(func())) *relay {
+	return &relay{
+		tuple: t, near: near, mode: m, began: time.Now(), local: local, pc: pc, bufs: bufs, spawn: spawn, pause: newPause(),
+		closed: make(chan struct{}), wake: make(chan struct{}, 1), more: make(chan struct{}, 1), outcome: make(chan error, 1),
+	}
+}
+
+// run relays until both directions have ended, one end was reset, or the stream was
+// suspended. It reports whether the end was clean.
 func (r *relay) run() bool {
-	r.start(r.pump)
-	r.intake()
+	defer close(r.pause.ended)
+	if !r.finSent {
+		r.start(r.pump)
+	}
+	if !r.rst {
+		r.intake()
+	}
+	r.intakeEnded()
 	r.tasks.Wait()
 	r.pc.out.wait()
+	if r.suspended() {
+		return false
+	}
 	if r.clean {
 		r.pc.conn.Finish()
 	} else {
@@ -203,14 +224,17 @@ func (r *relay) peerLost() {
 
 // intake reads the peer's frames. It has a buffer only while there is one.
 func (r *relay) intake() {
-	owed := 0 // blocks not acknowledged
-	for {
-		if err := r.pc.await(); err != nil {
+	for !r.mayPause() {
+		err := r.pc.await()
+		if r.nudged(err) {
+			continue
+		}
+		if err != nil {
 			r.peerLost()
 			return
 		}
 		buf := r.bufs.get()
-		more := r.take(buf, &owed)
+		more := r.take(buf)
 		r.bufs.put(buf)
 		if !more {
 			return
@@ -219,8 +243,11 @@ func (r *relay) intake() {
 }
 
 // take reads one frame, with buf for its body, and acts on it.
-func (r *relay) take(buf []byte, owed *int) (more bool) {
-	t, body, err := readFrame(&r.pc.whole, buf)
+func (r *relay) take(buf []byte) (more bool) {
+	t, body, err := r.pc.frame(buf)
+	if r.nudged(err) {
+		return true
+	}
 	if err != nil {
 		r.frameFailed(err)
 		return false
@@ -232,18 +259,20 @@ func (r *relay) take(buf []byte, owed *int) (more bool) {
 		r.peerReset()
 		return false
 	}
-	if err := r.handle(t, body, owed); err != nil {
+	if err := r.handle(t, body); err != nil {
 		r.broken(err)
 		r.abort(true)
 		return false
 	}
-	if *owed > 0 && (r.pc.r.Buffered() == 0 || *owed >= ackEvery) {
-		ack := r.dec.AppendAck(beginFrame(nil, frameAck))
-		if r.pc.out.ack(endFrame(ack, 0)) {
-			*owed = 0
-		}
+	if r.owed > 0 && (r.pc.r.Buffered() == 0 || r.owed >= ackEvery) && r.pc.out.ack(r.ackFrame()) {
+		r.owed = 0
 	}
 	return true
+}
+
+// ackFrame acknowledges the blocks there are.
+func (r *relay) ackFrame() []byte {
+	return endFrame(r.dec.AppendAck(beginFrame(nil, frameAck)), 0)
 }
 
 // frameFailed tells bytes that are no frame from a lost connection.
@@ -257,10 +286,10 @@ func (r *relay) frameFailed(err error) {
 }
 
 // handle acts on one frame; an error resets the stream.
-func (r *relay) handle(t frameType, body []byte, owed *int) error {
+func (r *relay) handle(t frameType, body []byte) error {
 	switch t {
 	case frameData, frameResent:
-		*owed++
+		r.owed++
 		return r.decode(body)
 	case frameAck:
 		return r.enc.Ack(body)
@@ -268,6 +297,15 @@ func (r *relay) handle(t frameType, body []byte, owed *int) error {
 		return r.resend(body)
 	case frameCredit, frameFin, frameDone, frameUrgent:
 		return r.count(t, body)
+	case frameContext:
+		if body[0] > contextAllowed {
+			break
+		}
+		if r.enc.Bar(body[0] == contextBarred); r.enc.Barred() { // pump may wait with one
+			signal(r.wake)
+			r.local.SetReadDeadline(time.Unix(1, 0))
+		}
+		return nil
 	}
 	return fmt.Errorf("%w: type %d in a stream", errFrame, t)
 }

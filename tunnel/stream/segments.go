@@ -120,6 +120,20 @@ func (s *splitFlows) open(t tuple) bool {
 	return e != nil && e.ended.IsZero()
 }
 
+// macs are those of the two hosts of a flow; near says which of them is here.
+func (s *splitFlows) macs(t tuple, near bool) (src, dst config.MAC) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.flows[t]
+	switch {
+	case e == nil:
+		return src, dst
+	case near:
+		return e.LocalMAC, e.RemoteMAC
+	}
+	return e.RemoteMAC, e.LocalMAC
+}
+
 // expire forgets and returns what ended long ago.
 func (s *splitFlows) expire(now time.Time) (past []divert.Flow) {
 	s.mu.Lock()

@@ -1,6 +1,9 @@
 package stream
 
 import (
+	"errors"
+	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -25,6 +28,7 @@ type frameWriter struct {
 	pending []byte
 	busy    bool
 	last    bool // nothing may follow what is pending
+	held    bool // nothing is written any more, all stays pending
 	err     error
 }
 
@@ -66,7 +70,7 @@ func (w *frameWriter) queue(frame []byte, last bool) {
 	}
 	w.pending = append(w.pending, frame...)
 	w.last = last
-	if !w.busy {
+	if !w.busy && !w.held {
 		w.busy = true
 		w.spawn(func() { w.flush(nil) })
 	}
@@ -75,8 +79,13 @@ func (w *frameWriter) queue(frame []byte, last bool) {
 // data writes one frame and whatever control frames wait. It borrows frame.
 func (w *frameWriter) data(frame []byte) error {
 	w.mu.Lock()
-	for w.busy {
+	for w.busy && !w.held {
 		w.idle.Wait()
+	}
+	if w.held {
+		defer w.mu.Unlock()
+		w.pending = append(w.pending, frame...)
+		return w.err
 	}
 	if w.err != nil || w.last {
 		defer w.mu.Unlock()
@@ -96,19 +105,40 @@ func (w *frameWriter) wait() {
 	}
 }
 
+// hold ends the writing: what is not written yet, and what comes, stays pending. A
+// write in progress ends when its deadline does.
+func (w *frameWriter) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.held = true
+	w.idle.Broadcast()
+}
+
+// rest returns what is pending, when nothing is being written.
+func (w *frameWriter) rest() []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pending
+}
+
 // flush writes frame and then control frames until none wait. Its caller has
 // set busy.
 func (w *frameWriter) flush(frame []byte) error {
-	err := w.write(frame)
 	for {
+		n, err := w.write(frame)
 		w.mu.Lock()
+		if w.held && (err == nil || errors.Is(err, os.ErrDeadlineExceeded)) {
+			defer w.mu.Unlock()
+			w.pending, w.busy = slices.Concat(frame[n:], w.pending), false
+			w.idle.Broadcast()
+			return nil
+		}
 		w.err = cmpErr(w.err, err)
 		if w.err != nil || len(w.pending) == 0 {
 			return w.settle()
 		}
 		frame, w.pending = w.pending, nil
 		w.mu.Unlock()
-		err = w.write(frame)
 	}
 }
 
@@ -124,13 +154,12 @@ func (w *frameWriter) settle() error {
 	return w.err
 }
 
-func (w *frameWriter) write(b []byte) error {
-	if len(b) == 0 {
-		return nil
+func (w *frameWriter) write(b []byte) (n int, err error) {
+	if len(b) > 0 {
+		n, err = w.conn.Write(b)
+		w.written.Add(int64(n))
 	}
-	n, err := w.conn.Write(b)
-	w.written.Add(int64(n))
-	return err
+	return n, err
 }
 
 // cmpErr returns the first error that is not nil.
