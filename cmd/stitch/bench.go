@@ -47,7 +47,7 @@ func benchCommand() *cli.Command {
 		Flags: append(whichAgent(),
 			&cli.StringFlag{Name: "lab", Usage: "the WAN: `RATE,RTT,LOSS[,BURST]`"},
 			&cli.DurationFlag{Name: "length", Value: 10 * time.Second, Usage: "`TIME` a transfer takes at the rate of the path, 1s to 2m; it is cut off after three times that"},
-			&cli.StringFlag{Name: "limit", Usage: "with --lab, `RATE` of stitch's links, as rate in [[peer]]: a little less than the WAN's, such as 98mbit, or \"learn\""},
+			&cli.StringFlag{Name: "limit", Usage: "with --lab, `RATE` of stitch's links, as rate in [[peer]]: a little less than the WAN's, such as 98mbit, or \"off\"; without it they find one out"},
 			&cli.StringFlag{Name: "file", Usage: "send `FILE` (up to 1 GiB, to a PEER 96 MiB) in place of made data"},
 			&cli.StringFlag{Name: "memory", Value: "4GiB", Usage: "`SIZE` of the machine whose migration is forecast"},
 			&cli.StringFlag{Name: "dirty", Value: "5MiB", Usage: "`SIZE` of the memory that it writes each second"},
@@ -139,7 +139,7 @@ func benchFlags(c *cli.Context) (o benchOptions, err error) {
 	if o.labOf, err = labFlag(lab); err != nil {
 		return o, err
 	}
-	if o.labOf.Limit = limit; limit != "" && limit != "learn" {
+	if o.labOf.Limit = limit; limit != "" && limit != "learn" && limit != "off" {
 		_, err = wan.ParseRate(limit)
 	}
 	return o, err

@@ -53,7 +53,8 @@ type Config struct {
 	// Length is how long a transfer takes at the rate of the WAN; what is
 	// slower is cut off after three times that.
 	Length time.Duration
-	// Limit is the rate of stitch's links, as in their configuration; "": none.
+	// Limit is the rate of stitch's links, as in their configuration; "": what they
+	// find out.
 	Limit string
 	// File is sent in place of the made data; "": none.
 	File string

@@ -67,9 +67,9 @@ func (l *loader) class(path, name string) int {
 // shares checks what a rule's connections get of the rate of the link to a peer.
 func (l *loader) shares(path, name string, share *int64, p *Peer) (class, n, mark int) {
 	rated := func(path string) {
-		none := func(r rawPeer) bool { return r.Name == p.Name && r.Rate == "" } // a wrong one is a problem already
+		none := func(r rawPeer) bool { return r.Name == p.Name && r.Rate == noRate }
 		if p != nil && slices.ContainsFunc(l.raw.Peer, none) {
-			l.problem(path, "is about the peer's rate, and peer %s has none: add rate = \"100mbit\" or \"learn\" to its [[peer]] or leave it out", quote(p.Name))
+			l.problem(path, "is about the peer's rate, and peer %s has rate = \"off\": write \"learn\" or a rate there or leave this out", quote(p.Name))
 		}
 	}
 	if name != "" {

@@ -75,7 +75,7 @@ type Peer struct {
 	// (see TUNMTU).
 	UnderlayMTU int
 	// Rate is the most that leaves for the peer, in bits of IP packets a second;
-	// 0: no bound, LearnRate: what the link finds out.
+	// 0: no bound, LearnRate, the default: what the link finds out.
 	Rate int64
 	// PacketHistory is how many bytes of what crosses as packets are kept each way,
 	// to be referred to when they cross again; 0: none. Of what leaves here only

@@ -117,8 +117,23 @@ func TestLoadDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.RunDir != "/run/stitch/a" || cfg.History.Size != 256<<20 || cfg.Peers[0].ListenPort != 51820 || cfg.Peers[0].UnderlayMTU != 1500 || cfg.DNS.TTL != 5*time.Second {
+	if cfg.RunDir != "/run/stitch/a" || cfg.History.Size != 256<<20 || cfg.Peers[0].ListenPort != 51820 || cfg.Peers[0].UnderlayMTU != 1500 || cfg.Peers[0].Rate != LearnRate || cfg.DNS.TTL != 5*time.Second {
 		t.Errorf("defaults: %+v", cfg)
+	}
+}
+
+// TestRate: a rate is found out unless the file says otherwise or the peer cannot
+// answer.
+func TestRate(t *testing.T) {
+	for text, want := range map[string]int64{
+		"": LearnRate, "rate = 'learn'": LearnRate, "rate = 'off'": 0, "rate = '98mbit'": 98e6, "stock = true": 0,
+	} {
+		cfg, err := Load("c.toml", expand([]byte("site = \"a\"\nprivate_key_file = \"e1.key\"\n[[peer]]\nname = \"b\"\npublic_key = \"PEER\"\n"+text+"\n")), testFiles)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		} else if got := cfg.Peers[0].Rate; got != want {
+			t.Errorf("%s: %d, want %d", text, got, want)
+		}
 	}
 }
 

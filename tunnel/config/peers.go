@@ -72,12 +72,16 @@ func (l *loader) peers() {
 		p.ListenPort = uint16(l.number(path+".listen_port", r.ListenPort, int64(defaultPort+i), 1, 65535))
 		u.once(path+".listen_port", fmt.Sprintf("port %d", p.ListenPort), "every peer has a UDP port of its own: set listen_port")
 		p.UnderlayMTU = int(l.number(path+".underlay_mtu", r.UnderlayMTU, defaultUnderlay, MinUnderlayMTU, maxUnderlay))
-		if r.Rate == learnRate {
-			p.Rate = LearnRate
-		} else if r.Rate != "" {
+		switch r.Rate {
+		case noRate:
+		case "", learnRate:
+			if !r.Stock {
+				p.Rate = LearnRate
+			}
+		default:
 			n, err := parseRate(r.Rate)
 			if err != nil {
-				l.problem(path+".rate", "%v, or \"learn\"", err)
+				l.problem(path+".rate", "%v, or \"learn\" or \"off\"", err)
 			}
 			p.Rate = n
 		}

@@ -116,8 +116,12 @@ const (
 	maxRate = 100e9
 )
 
-// learnRate is written for LearnRate.
-const learnRate = "learn"
+// The words that are written for a rate: LearnRate, which is the default too, and
+// none.
+const (
+	learnRate = "learn"
+	noRate    = "off"
+)
 
 // parseRate reads bits a second written like 100mbit.
 func parseRate(s string) (int64, error) {

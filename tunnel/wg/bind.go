@@ -39,6 +39,11 @@ type binder struct {
 	measured bool
 	// watching says that received has to see data messages.
 	watching atomic.Bool
+	// opened is what the passages count from, and headers the bytes on the WAN in
+	// front of a datagram's payload.
+	opened    time.Time
+	headers   int
+	went, got passages
 
 	mu     sync.Mutex
 	hs     handshaker
@@ -69,8 +74,13 @@ func (b *binder) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if b.measured {
 		b.disbelieve(actual)
 	}
+	stamps := stampSockets(actual)
 	for i, fn := range fns {
-		fns[i] = b.receive(fn, closed)
+		s := stamper{-1}
+		if len(stamps) == len(fns) {
+			s.fd = stamps[i]
+		}
+		fns[i] = b.receive(fn, s, closed)
 	}
 	return fns, actual, nil
 }
@@ -179,11 +189,16 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 	}
 	data := 0
 	bytes := 0
+	var last []byte
 	for _, p := range bufs {
 		bytes += len(p)
 		if len(p) > keepaliveLen && p[0] == device.MessageTransportType {
 			data++
+			last = p
 		}
+	}
+	if data > 0 { // none has left before, though some may later than that
+		b.went.note(passage{counterOf(last), time.Since(b.opened), b.onWire(b.count.txWire.Load()+uint64(bytes), b.count.txDatagrams.Load()+uint64(len(bufs)))})
 	}
 	err := b.send(bufs, ep)
 	if err != nil {
@@ -196,6 +211,14 @@ func (b *binder) Send(bufs [][]byte, ep conn.Endpoint) error {
 		b.left(data)
 	}
 	return err
+}
+
+// onWire is n datagrams with so many bytes of payload in bytes of IP packets.
+func (b *binder) onWire(payload, n uint64) uint64 { return payload + n*uint64(b.headers) }
+
+// counterOf returns the nonce counter of a data message.
+func counterOf(msg []byte) uint64 {
+	return binary.LittleEndian.Uint64(msg[device.MessageTransportOffsetCounter:])
 }
 
 // send passes datagrams on, together or one at a time. Together they are
@@ -268,13 +291,13 @@ func (b *binder) resend() {
 
 // receive wraps one receive function. Any error while the socket is open is
 // counted and tried again, at growing intervals up to 100 ms.
-func (b *binder) receive(fn conn.ReceiveFunc, closed chan struct{}) conn.ReceiveFunc {
+func (b *binder) receive(fn conn.ReceiveFunc, s stamper, closed chan struct{}) conn.ReceiveFunc {
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		b.backlog.wait(closed)
 		for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 			n, err := fn(bufs, sizes, eps)
 			if err == nil {
-				b.inspect(bufs[:n], sizes[:n])
+				b.inspect(bufs[:n], sizes[:n], s)
 				return n, nil
 			}
 			t := time.NewTimer(wait)
@@ -312,7 +335,7 @@ func (b *binder) complain(err error) {
 }
 
 // inspect counts what came in and takes out what the handshaker drops.
-func (b *binder) inspect(bufs [][]byte, sizes []int) {
+func (b *binder) inspect(bufs [][]byte, sizes []int, s stamper) {
 	bytes, data := 0, 0
 	var last []byte
 	for i, size := range sizes {
@@ -336,7 +359,8 @@ func (b *binder) inspect(bufs [][]byte, sizes []int) {
 	b.count.rxWire.Add(uint64(bytes))
 	if data > 0 {
 		b.count.rxData.Add(uint64(data))
-		b.backlog.entered(data, binary.LittleEndian.Uint64(last[8:]))
+		b.backlog.entered(data, counterOf(last))
+		b.got.note(passage{counterOf(last), time.Since(b.opened) - s.age(), b.onWire(b.count.rxWire.Load(), b.count.rxDatagrams.Load())})
 	}
 }
 

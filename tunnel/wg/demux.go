@@ -1,7 +1,6 @@
 package wg
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"os"
@@ -31,6 +30,7 @@ type inbox struct {
 	whole       [][]byte // joined frames, in use until the batch is over
 	frames      [][]byte // not delivered yet, of one segment
 	segment     uint16
+	counter     uint64 // nonce of the packet that is being looked at
 	plain       []byte // the super-packet of a unit
 	cut         []byte // its packets
 }
@@ -46,7 +46,8 @@ func (m *mux) Write(bufs [][]byte, offset int) (int, error) {
 	var now time.Time // read when the first carrier packet asks for it
 	for _, b := range bufs {
 		if offset >= device.MessageTransportHeaderSize { // what it was encrypted with is still there
-			m.arrived(binary.LittleEndian.Uint64(b[device.MessageTransportOffsetCounter:]))
+			in.counter = counterOf(b)
+			m.arrived(in.counter)
 		}
 		if p := b[offset:]; !m.path.Touches(p) {
 			super.ClampMSS(p, super.IP, int(m.inner.Load()), false)

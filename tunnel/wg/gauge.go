@@ -31,13 +31,14 @@ const (
 )
 
 // gauge is a probe of further types: type u8 (8 gauge, 9 answer; 10 is filler), then u64 each:
-// sent and tx, when it left by the sender's clock and how many bytes had by then;
-// arrived and rx, when it arrived by the receiver's clock and how many bytes had;
-// zero in a gauge. Clocks count nanoseconds from any instant, bytes are those of IP
-// packets on the WAN. What an answer repeats of the gauge nobody has to remember.
+// sent, when it was made by the sender's clock; and of an answer, else zero: counter, the nonce
+// counter of the datagram that the gauge was in; arrived and rx, when that had
+// arrived by the receiver's clock and how many bytes had. Clocks count nanoseconds
+// from any instant, bytes are those of IP packets on the WAN. By its counter the sender knows
+// when the datagram had left, and after how many bytes.
 type gauge struct {
-	answer                bool
-	sent, tx, arrived, rx uint64
+	answer                     bool
+	sent, counter, arrived, rx uint64
 }
 
 func (m gauge) append(b []byte) []byte {
@@ -46,7 +47,7 @@ func (m gauge) append(b []byte) []byte {
 		kind = 9
 	}
 	b = append(b, kind)
-	for _, n := range [...]uint64{m.sent, m.tx, m.arrived, m.rx} {
+	for _, n := range [...]uint64{m.sent, m.counter, m.arrived, m.rx} {
 		b = binary.BigEndian.AppendUint64(b, n)
 	}
 	return b
@@ -72,7 +73,7 @@ func (l *Link) govern(ctx context.Context) {
 		case <-t.C:
 		}
 		now := time.Since(l.opened)
-		due, again := p.due(now, l.onWire(l.count.txWire.Load(), l.count.txDatagrams.Load()))
+		due, again := p.due(now, l.bind.onWire(l.count.txWire.Load(), l.count.txDatagrams.Load()))
 		t.Reset(again)
 		l.mu.Lock()
 		ready := l.state == Up && l.prober.understood&featureGauges != 0
@@ -85,32 +86,34 @@ func (l *Link) govern(ctx context.Context) {
 		switch {
 		case !ready:
 		case first:
-			l.mux.sendAll(l.starter.train(now, p.tx))
+			l.mux.sendAll(l.starter.train(now))
 		case due:
-			l.mux.sendControl(carrier.Probe, gauge{sent: uint64(now), tx: p.tx}.append(nil))
+			l.mux.sendControl(carrier.Probe, gauge{sent: uint64(now)}.append(nil))
 		}
 	}
-}
-
-// onWire is n datagrams with so many bytes of UDP payload in bytes of IP packets.
-func (l *Link) onWire(payload, n uint64) uint64 {
-	return payload + n*uint64(max(l.cfg.Overhead-wireGuardLen, 0))
 }
 
 // wireGuardLen is what WireGuard adds to a packet.
 const wireGuardLen = 32
 
-// onGauge answers a gauge of the peer, or takes in the answer to ours.
+// onGauge answers a gauge of the peer, or takes in the answer to ours. It is called by
+// Write's goroutine.
 func (l *Link) onGauge(m gauge) {
 	now := time.Since(l.opened)
 	if !m.answer {
-		m.answer, m.arrived = true, uint64(now)
-		m.rx = l.onWire(l.count.rxWire.Load(), l.count.rxDatagrams.Load())
-		l.mux.sendControl(carrier.Probe, m.append(nil))
+		m.answer, m.counter = true, l.mux.inbox.counter
+		if p, ok := l.bind.got.find(m.counter); ok {
+			m.arrived, m.rx = uint64(p.at), p.bytes
+			l.mux.sendControl(carrier.Probe, m.append(nil))
+		}
 		return
 	}
 	if time.Duration(m.sent) > now || !l.cfg.Learn {
 		return // not ours: a process before this one had the link
+	}
+	p, ok := l.bind.went.find(m.counter)
+	if !ok || p.at+time.Microsecond < time.Duration(m.sent) || p.at > now { // sent may be the next number
+		return // it was of another session
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,7 +121,7 @@ func (l *Link) onGauge(m gauge) {
 	if rate, taken := l.starter.answered(m); rate > 0 {
 		l.governor.Start(now, rate)
 	} else if !taken {
-		l.governor.Answer(govern.Answer{Sent: time.Duration(m.sent), Arrived: time.Duration(m.arrived), Back: now, Tx: m.tx, Rx: m.rx})
+		l.governor.Answer(govern.Answer{Sent: p.at, Arrived: time.Duration(m.arrived), Back: now, Tx: p.bytes, Rx: m.rx})
 	}
 	after := l.governor.Rate()
 	l.mux.learned.Store(after)

@@ -8,7 +8,7 @@ import (
 
 // TestGauge: the format is fixed, and what is no gauge is refused.
 func TestGauge(t *testing.T) {
-	m := gauge{answer: true, sent: 1, tx: 2, arrived: 3, rx: 0x0102030405060708}
+	m := gauge{answer: true, sent: 1, counter: 2, arrived: 3, rx: 0x0102030405060708}
 	b := m.append(nil)
 	if got, want := hex.EncodeToString(b), "09"+"0000000000000001"+"0000000000000002"+"0000000000000003"+"0102030405060708"; got != want {
 		t.Errorf("%s, want %s", got, want)
@@ -74,7 +74,7 @@ func TestStarter(t *testing.T) {
 			if !s.due(now) || i > 0 && (&starter{tries: 1, at: s.at}).due(now-time.Millisecond) {
 				t.Fatalf("%s: train %d is not due, or too early", name, i)
 			}
-			msgs := s.train(now, 7)
+			msgs := s.train(now)
 			if n := len(msgs) - 2; n != fewCarriages && n != manyCarriages {
 				t.Errorf("%s: %d carriages", name, n)
 			}

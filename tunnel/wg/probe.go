@@ -53,10 +53,11 @@ type features uint8
 const (
 	// featureUnits: it takes units.
 	featureUnits features = 1 << iota
-	// featureGauges: it answers gauges.
-	featureGauges
+	_                     // earlier gauges
 	// featureHistory: it keeps a history of units.
 	featureHistory
+	// featureGauges: it answers gauges.
+	featureGauges
 )
 
 func (p probe) append(b []byte) []byte {

@@ -14,8 +14,9 @@ const (
 	fewCarriages  = 16
 	manyCarriages = 48
 	starterSlow   = 10 * time.Millisecond
-	// starterFast is the shortest time over which a rate can be believed.
-	starterFast = time.Millisecond
+	// starterFast is the shortest time over which a rate can be believed: a train that takes less
+	// has met a path of some 300 Mbit/s or more, or processors.
+	starterFast = 2 * time.Millisecond
 	// starterTooFast is a rate that is more than is governed.
 	starterTooFast = 1e12
 	// starterShare is how much of what was found is sent at first.
@@ -43,7 +44,7 @@ func (s *starter) due(now time.Duration) bool {
 }
 
 // train returns the messages of a train.
-func (s *starter) train(now time.Duration, tx uint64) [][]byte {
+func (s *starter) train(now time.Duration) [][]byte {
 	s.tries, s.at, s.sent, s.front = s.tries+1, now, uint64(now), gauge{}
 	n := fewCarriages
 	if s.answers > 0 && s.took < starterSlow {
@@ -51,11 +52,11 @@ func (s *starter) train(now time.Duration, tx uint64) [][]byte {
 	}
 	fill := make([]byte, carLen)
 	fill[0] = filler
-	msgs := [][]byte{gauge{sent: s.sent, tx: tx}.append(nil)}
+	msgs := [][]byte{gauge{sent: s.sent}.append(nil)}
 	for range n {
 		msgs = append(msgs, fill)
 	}
-	return append(msgs, gauge{sent: s.sent + 1, tx: tx}.append(nil))
+	return append(msgs, gauge{sent: s.sent + 1}.append(nil))
 }
 
 // answered takes in an answer and reports whether it was of a train. After the

@@ -129,7 +129,7 @@ type Config struct {
 	// bound.
 	Rate     int64
 	Overhead int
-	// Learn says that a link without a Rate finds one by itself when it queues
+	// Learn says that a link without a Rate finds one by itself when the path queues
 	// (package govern).
 	Learn bool
 	// Classes divide the Rate; a packet that is in no other is in the first. Their
@@ -253,7 +253,8 @@ func Open(cfg Config) (*Link, error) {
 	var cookies device.CookieChecker
 	cookies.Init(device.NoisePublicKey(ours))
 	l.bind.hs.signs.forUs = cookies.CheckMAC1
-	l.bind.measured = !cfg.Stock
+	l.bind.measured, l.bind.opened = !cfg.Stock, now
+	l.bind.headers = max(cfg.Overhead-wireGuardLen, 0)
 	l.bind.apart.Store(cfg.Apart)
 	l.bind.unmerged.Store(cfg.Apart)
 	l.mux.arrived = l.bind.backlog.left

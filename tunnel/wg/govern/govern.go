@@ -11,11 +11,18 @@
 // Two clocks that differ, and drift slowly, do no harm.
 //
 // Each step is one change of the rate, and what the gauges that were sent after it
-// tell. While the queue is longer than it should be, what is delivered is the
-// bottleneck's rate; the next rate is a little less or more, so that the
+// tell. While the queue is longer than it should be and less is delivered than sent,
+// what is delivered is the bottleneck's rate; the next rate is a little less or more, so that the
 // queue comes to targetQueue. While there is no queue though as much is
 // sent as may be, the rate grows, faster with every step, but never so fast that a
-// step could add more than maxGrowth of queue.
+// step could add more than maxGrowth of queue. A rate that has fallen at once is tried again
+// as soon as the queue is gone: it may have been a moment only.
+//
+// Packets wait for processors too, and that must not look like the bottleneck's queue:
+// the link's rate would fall for it, again and again. So a link begins to be governed when a queue
+// stands without a break, while as much is delivered as ever was of late; and it is left
+// alone when the rate turns out to be far too low, or falls where delays vary
+// without it.
 //
 // A queue that does not shrink when this link sends less than is delivered is not
 // this link's: others fill the bottleneck, or the path has become longer. Then the
@@ -30,8 +37,24 @@ const (
 	targetQueue = 5 * time.Millisecond
 	// idleQueue is less than what is taken for a queue.
 	idleQueue = 2 * time.Millisecond
+	// growQueue is what the processors at both ends and on the path add to a queue that there is not: where it
+	// is less, and all of what is sent arrives, more may be sent.
+	growQueue = 4 * time.Millisecond
 	// maxQueue begins to be governed.
 	maxQueue = 15 * time.Millisecond
+	// standing is for how long a queue has to be longer than that, without a break: the processors of
+	// both ends, too, make packets wait now and then.
+	standing = 300 * time.Millisecond
+	// A queue that is the bottleneck's stands while the bottleneck delivers all it can: at least
+	// fullShare of the most of the last topTime. Else something is held up.
+	fullShare = 0.8
+	topTime   = 5 * time.Second
+	// Where delays vary by more than disturbed, and the rate stays below fullShare of what it
+	// was at first for tooLong, it is the delays that have brought it down.
+	disturbed = 4 * time.Millisecond
+	tooLong   = 1500 * time.Millisecond
+	// A rate that has grown to mistaken times what it was at first was not the bottleneck's.
+	mistaken = 2
 	// maxGrowth is the queue that growth adds at most before it shows.
 	maxGrowth = 8 * time.Millisecond
 	// minGrowth is a first step's.
@@ -58,13 +81,19 @@ const (
 	maxStrikes = 3
 	// Nor is it when we have come down to this share of what was delivered.
 	leastShare = 0.7
+	// A rate that has fallen below knownShare of itself is tried again soon.
+	knownShare = 0.8
+	// tookAll of what is sent arrives at least where nothing holds it up.
+	tookAll = 0.97
 	// maxLost bounds what is believed to be lost without a queue.
 	maxLost = 0.2
 	// minHold and maxHold are how long it is then left alone; it is doubled each
-	// time, until governing went well for wellAfter.
-	minHold   = 5 * time.Second
-	maxHold   = 160 * time.Second
-	wellAfter = time.Minute
+	// time, until governing went well for wellAfter. disturbedHold is where delays
+	// vary too much.
+	minHold       = 5 * time.Second
+	disturbedHold = 20 * time.Second
+	maxHold       = 160 * time.Second
+	wellAfter     = time.Minute
 )
 
 // Answer is a gauge that was answered. Sent and Back are by this end's clock, Arrived
@@ -82,6 +111,7 @@ func (a Answer) delay() time.Duration { return a.Arrived - a.Sent }
 type Governor struct {
 	rate     float64       // bytes a second; 0: not governed
 	capacity float64       // of the bottleneck, as far as is known
+	known    float64       // what it was before it fell; 0: that is over
 	was      float64       // when rate was set
 	most     float64       // the greatest of late
 	probing  bool          // this step sends more, to see whether all of it arrives
@@ -96,9 +126,15 @@ type Governor struct {
 	begun   bool
 	changed time.Duration // when the step began
 	from    Answer        // the last one before it took effect
+	fromOld Answer        // the same of the step before
 	gauges  int           // of this step
 	delay   time.Duration // least of this step
 
+	stood     time.Duration // since when the queue is long; 0: it is not
+	stoodAt   Answer        // the answer then
+	top       most          // delivered
+	first     float64       // capacity, when it began to be governed
+	sound     time.Duration // when there was last no doubt that it is right
 	queue     time.Duration // of the last step
 	emptied   time.Duration // when there was last no queue
 	predicted time.Duration // shrinking
@@ -130,9 +166,9 @@ func (g *Governor) Start(now time.Duration, rate float64) {
 
 // begin begins to govern.
 func (g *Governor) begin(now time.Duration, capacity float64) {
-	g.capacity, g.most, g.growth, g.probing = capacity, capacity, 0, false
-	g.strikes, g.predicted, g.seen = 0, 0, 0
-	g.governed, g.emptied = now, now
+	g.capacity, g.most, g.known, g.growth, g.probing = capacity, capacity, 0, 0, false
+	g.strikes, g.predicted, g.seen, g.first = 0, 0, 0, capacity
+	g.governed, g.emptied, g.sound = now, now, now
 }
 
 // Answer takes in an answer; one that came out of order is ignored.
@@ -142,7 +178,7 @@ func (g *Governor) Answer(a Answer) {
 	}
 	if !g.begun || a.Sent-g.last.Sent > pause {
 		g.base.add(a.delay(), a.Back)
-		g.older, g.last, g.from, g.begun = a.delay(), a, a, true
+		g.older, g.last, g.from, g.fromOld, g.begun = a.delay(), a, a, a, true
 		g.step(a.Back)
 		g.emptied = a.Back
 		return
@@ -162,7 +198,7 @@ func (g *Governor) Answer(a Answer) {
 		return
 	}
 	g.decide(a)
-	g.from = a
+	g.fromOld, g.from = g.from, a
 	g.step(a.Back)
 }
 
@@ -188,16 +224,25 @@ func (g *Governor) decide(a Answer) {
 		g.lost += (min(max(1-float64(a.Rx-g.from.Rx)/float64(a.Tx-g.from.Tx), 0), maxLost) - g.lost) / 8
 	}
 	in /= 1 - g.lost
+	// What was held up somewhere arrives a little later, then faster: twice as long a time
+	// shows it.
+	if took := a.Arrived - g.fromOld.Arrived; in < tookAll*out && took > 0 {
+		in = min(max(in, float64(a.Rx-g.fromOld.Rx)/took.Seconds()/(1-g.lost)), tookAll*out)
+	}
+	g.top.add(min(in, out), a.Back)
 	if g.rate == 0 {
-		g.watch(a.Back, in)
+		g.watch(a)
 		return
 	}
 	full := out > 0.9*g.rate
 	switch probed := g.probing; {
-	case idle && full:
+	case full && (idle || g.queue < growQueue+g.forgiven() && in > tookAll*out):
 		g.probing = true
-		g.growth = min(max(2*g.growth, minGrowth), maxGrowth.Seconds()/took.Seconds())
-		g.capacity *= 1 + g.growth
+		g.growth = min(max(2*g.growth, minGrowth), (maxGrowth-min(g.queue, maxGrowth/2)).Seconds()/took.Seconds())
+		g.capacity = max(g.capacity, min(out, g.rate)) // and set adds growth
+		if g.known > g.capacity {                      // it may have been a moment only
+			g.capacity += (g.known - g.capacity) / 2
+		}
 	case idle:
 		g.probing, g.growth = false, 0
 	case full && probed && in > g.capacity*(1+g.growth/2) && (g.queue-before).Seconds() < g.growth*took.Seconds()/2:
@@ -207,34 +252,71 @@ func (g *Governor) decide(a Answer) {
 		g.growth = min(2*g.growth, maxGrowth.Seconds()/took.Seconds())
 	case full || in < 0.9*out:
 		g.probing, g.growth = false, 0
-		g.believe(in, before)
+		g.believe(in, out, before)
 		if g.foreign(before, in, out, took, a.Back) {
 			return
 		}
+	}
+	if g.capacity >= fullShare*g.first || g.noise < disturbed {
+		g.sound = a.Back
+	}
+	if a.Back-g.sound > tooLong {
+		g.release(a.Back, disturbedHold)
+		return
+	}
+	if g.capacity > mistaken*g.first {
+		g.release(a.Back, minHold)
+		return
 	}
 	g.set(a.Back, took)
 }
 
 // believe takes the rate delivered out of a queue for the bottleneck's: at once if
-// the queue stays too long, else bit by bit.
-func (g *Governor) believe(in float64, before time.Duration) {
+// the queue stays too long, else bit by bit. That all of what is sent arrives does
+// not tell that no more would: then it is believed hardly at all.
+func (g *Governor) believe(in, out float64, before time.Duration) {
 	share := 0.25
 	switch too := maxQueue + g.forgiven(); {
-	case g.queue > too && before > too:
+	case in > g.capacity:
+		share = 0.5
+	case in > tookAll*out:
+		share = 0.05
+	case min(g.queue, before) > idleQueue+g.forgiven():
 		share = 1
-	case g.queue > too, in > g.capacity:
+	case g.queue > too:
 		share = 0.5
 	}
+	was := g.capacity
 	g.capacity += share * (in - g.capacity)
+	switch {
+	case g.capacity > knownShare*was:
+	case g.known == 0:
+		g.known = was
+	default: // it fell again
+		g.known = 0
+	}
 }
 
 // watch looks whether to begin to govern.
-func (g *Governor) watch(now time.Duration, in float64) {
-	if now < g.held || g.queue <= maxQueue+g.forgiven() || in < minRate || in > maxRate {
+func (g *Governor) watch(a Answer) {
+	if a.Back < g.held || g.queue <= maxQueue+g.forgiven() {
+		g.stood = 0
 		return
 	}
-	g.begin(now, in)
-	g.set(now, stepTime)
+	if g.stood == 0 {
+		g.stood, g.stoodAt = a.Back, a
+		return
+	}
+	if a.Back-g.stood < standing || a.Arrived <= g.stoodAt.Arrived {
+		return
+	}
+	in := float64(a.Rx-g.stoodAt.Rx) / (a.Arrived - g.stoodAt.Arrived).Seconds() / (1 - g.lost)
+	g.stood = 0
+	if in < minRate || in > maxRate || in < fullShare*g.top.get() {
+		return
+	}
+	g.begin(a.Back, in)
+	g.set(a.Back, stepTime)
 }
 
 // set sets the rate after a step that took so long.
@@ -282,9 +364,14 @@ func (g *Governor) foreign(before time.Duration, in, out float64, took, now time
 	if g.strikes < maxStrikes && g.capacity > leastShare*g.most {
 		return false
 	}
-	g.hold = min(max(2*g.hold, minHold), maxHold)
-	g.rate, g.held = 0, now+g.hold
+	g.release(now, minHold)
 	return true
+}
+
+// release leaves the link alone for a while, of at least so long.
+func (g *Governor) release(now, least time.Duration) {
+	g.hold = min(max(2*g.hold, least), maxHold)
+	g.rate, g.held, g.stood = 0, now+g.hold, 0
 }
 
 // least is the least delay of late.
@@ -307,3 +394,18 @@ func (l *least) add(d, now time.Duration) {
 func (l *least) get() time.Duration {
 	return min(l.delay[0], l.delay[1])
 }
+
+// most is the greatest rate of late.
+type most struct {
+	turned time.Duration
+	rate   [2]float64 // of the running and the last period
+}
+
+func (m *most) add(r float64, now time.Duration) {
+	if now-m.turned >= topTime {
+		m.turned, m.rate = now, [2]float64{0, m.rate[0]}
+	}
+	m.rate[0] = max(m.rate[0], r)
+}
+
+func (m *most) get() float64 { return max(m.rate[0], m.rate[1]) }
