@@ -107,7 +107,15 @@ func (m *mux) fillShaped(out *sink) {
 		s.timer.Reset(max(wait, minNudge))
 	}
 	m.out = sink{bufs: s.stage.bufs, sizes: s.stage.sizes, offset: netdev.MinOffset, limit: len(s.stage.bufs)}
-	m.fill(&m.out)
+	if s.rate == boundless { // it is being emptied, and nothing more goes in
+		m.takeControl(&m.out, time.Now())
+		m.setBlocked(stuck && m.out.n == 0)
+		if m.blocked {
+			m.wait()
+		}
+	} else {
+		m.fill(&m.out)
+	}
 	s.timer.Stop()
 	m.mu.Lock()
 	up, room := m.up, m.credit.room(time.Now())

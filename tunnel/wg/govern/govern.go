@@ -72,9 +72,13 @@ const (
 	// the queue is emptied to see it.
 	baseTime   = 15 * time.Second
 	drainEvery = 10 * time.Second
-	// minRate and maxRate bound what is governed, in bytes a second.
+	// minRate and maxRate bound what is governed, in bytes a second: on faster paths
+	// it is too often processors for which packets wait.
 	minRate = 128e3 / 8
-	maxRate = 1e9 / 8
+	maxRate = 300e6 / 8
+	// maxStart bounds what is believed before there was a queue: on faster paths it is
+	// often processors that held up what was measured.
+	maxStart = 150e6 / 8
 	// A queue must have shrunk by a third of proof when it should have by proof.
 	// If it did not maxStrikes times in a row, it is not ours.
 	proof      = 15 * time.Millisecond
@@ -156,9 +160,9 @@ func (g *Governor) Queue() time.Duration { return g.queue }
 func (g *Governor) Fresh() bool { return g.capacity == 0 }
 
 // Start begins with rate bytes a second, unless something is known already or that is
-// more than is governed.
+// more than can be told without a queue.
 func (g *Governor) Start(now time.Duration, rate float64) {
-	if g.Fresh() && rate >= minRate && rate <= maxRate {
+	if g.Fresh() && rate >= minRate && rate <= maxStart {
 		g.begin(now, rate)
 		g.rate, g.was = rate, rate
 	}
