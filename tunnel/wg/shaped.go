@@ -107,7 +107,7 @@ func (m *mux) fillShaped(out *sink) {
 		s.timer.Reset(max(wait, minNudge))
 	}
 	m.out = sink{bufs: s.stage.bufs, sizes: s.stage.sizes, offset: netdev.MinOffset, limit: len(s.stage.bufs)}
-	if s.rate == boundless { // it is being emptied, and nothing more goes in
+	if s.rate == boundless && len(m.cfg.Classes) == 0 { // it is being emptied, and nothing more goes in
 		m.takeControl(&m.out, time.Now())
 		m.setBlocked(stuck && m.out.n == 0)
 		if m.blocked {
