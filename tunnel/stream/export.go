@@ -28,6 +28,7 @@ type Exported struct {
 func (p *Proxy) Export(ctx context.Context) (out []Exported, left int) {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
+	var stopped []*relay // of out
 	for _, r := range p.relays() {
 		wg.Go(func() {
 			s, err := r.suspend(ctx)
@@ -38,7 +39,7 @@ func (p *Proxy) Export(ctx context.Context) (out []Exported, left int) {
 			defer mu.Unlock()
 			switch {
 			case s != nil:
-				out = append(out, Exported{State: s, Local: r.local, Peer: r.pc.conn})
+				out, stopped = append(out, Exported{State: s, Local: r.local, Peer: r.pc.conn}), append(stopped, r)
 			case !errors.Is(err, errClosed):
 				p.log.Debug("export", "src", r.src, "dst", r.dst, "err", err)
 				left++
@@ -46,6 +47,10 @@ func (p *Proxy) Export(ctx context.Context) (out []Exported, left int) {
 		})
 	}
 	wg.Wait()
+	for i, r := range stopped { // others went on: the peer may know of what they sent
+		s := out[i].State
+		s.heads[0], s.heads[1] = r.pc.history.Heads()
+	}
 	return out, left
 }
 
