@@ -39,6 +39,8 @@ type Encoder struct {
 	blind atomic.Bool   // matching does not pay
 	renew atomic.Bool   // begin a new context: what the peer has may be wrong
 	doubt doubt
+	// sparse tells Match how seldom to refer to the history: see doubt.sparse.
+	sparse atomic.Uint32
 
 	// Of Match.
 	state   state
@@ -147,8 +149,11 @@ func (e *Encoder) Match(src []byte) *Work {
 	began := e.now()
 	if e.w != nil && !w.opaque {
 		put := e.w.Put
-		if w.sample.Blind {
+		switch {
+		case w.sample.Blind:
 			put = e.w.Skim
+		case e.state.seq&(1<<e.sparse.Load()-1) != 0:
+			put = e.w.Plant
 		}
 		var err error
 		if h.block, err = put(src); err == nil {

@@ -29,6 +29,7 @@ func (e *Encoder) Ack(body []byte) error {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	e.doubt.acked(n)
+	e.sparse.Store(e.doubt.sparse())
 	return nil
 }
 
@@ -55,6 +56,7 @@ func (e *Encoder) Resend(dst, nack []byte) ([]byte, error) {
 		return dst, nil
 	}
 	around := e.doubt.missed(e.w.Next())
+	e.sparse.Store(e.doubt.sparse())
 	for _, bad := range m.bad[:m.count] {
 		e.w.Drop(bad.ring, bad.span, around)
 		if around == everything {
@@ -124,8 +126,12 @@ const (
 	maxBehind = 8 << 20
 	// calm is how many good blocks take as much doubt as a nack adds.
 	calm = 64
-	// everything is more than a ring has.
+	// everything is more than a ring has, and trusting the greatest level at which
+	// giving that up should have helped.
 	everything = 1 << 40
+	trusting   = 4
+	// maxSparse bounds how seldom a block refers to the history, as a power of two.
+	maxSparse = 6
 )
 
 // acked takes how many blocks the peer has decoded.
@@ -152,7 +158,7 @@ func (d *doubt) late(next uint64) { d.flight = next }
 // around the named sources is not to be used any more.
 func (d *doubt) missed(next uint64) (around uint64) {
 	d.flight, d.good = next, 0
-	d.level++
+	d.level = min(d.level+1, trusting+maxSparse)
 	switch d.level {
 	case 1:
 		return 0
@@ -163,3 +169,10 @@ func (d *doubt) missed(next uint64) (around uint64) {
 	}
 	return everything
 }
+
+// sparse is how seldom a block may refer to the history: one of 2 to that power. When
+// all of it has been given up, and blocks miss all the same, their sources are newer than
+// that and older than what the peer still has when they arrive: other streams push
+// them out of a history that is too small for what is under way. Then most blocks cross cold,
+// so that some of them arrive.
+func (d *doubt) sparse() uint32 { return uint32(max(d.level-trusting, 0)) }

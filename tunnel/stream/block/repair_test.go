@@ -258,3 +258,50 @@ func TestRepairsAnyOrder(t *testing.T) {
 		t.Error("too few to show anything")
 	}
 }
+
+// TestCrowded: a stream whose blocks are long under way shares a history with a faster
+// one that sends the same bytes and others. It brings new sources with every block, and by
+// the time that a block of the slow one arrives its sources have been recycled. There are
+// soon good blocks among those that miss, and the more miss the fewer refer to anything. In the
+// control the history holds all of it.
+func TestCrowded(t *testing.T) {
+	const blocks, size, delay, rounds = 64, 16 << 10, 40, 4000
+	for name, history := range map[string]int64{"control": 256 << 20, "crowded": 1 << 20} {
+		a := blocktest.NewAgents(history)
+		slow, fast := repairing(t, a.A, a.B, 1), repairing(t, a.A, a.B, 2)
+		known, other := blocktest.Random(7, blocks*size), blocktest.Random(8, 8<<20)
+		row, longest := 0, 0
+		missed := [2]int{} // in each half
+		for i := range rounds {
+			fast.send(known[(i+1)%blocks*size:][:size], compress.Fast)
+			fast.send(other[i*size%(8<<20):][:size], compress.Fast)
+			for len(fast.bodies)+len(fast.acks) > 0 {
+				fast.deliver()
+				fast.answer()
+			}
+			slow.send(known[i%blocks*size:][:size], compress.Fast)
+			for len(slow.bodies) > delay {
+				good, misses := slow.dec.Good(), slow.misses
+				slow.deliver()
+				if slow.dec.Good() > good {
+					row = 0
+				}
+				row += slow.misses - misses
+				longest = max(longest, row)
+				missed[2*i/rounds] += slow.misses - misses
+			}
+			for len(slow.nacks)+len(slow.acks) > 0 {
+				slow.answer()
+			}
+		}
+		slow.drain()
+		s := slow.enc.Stats()
+		t.Logf("%s: %d misses, %d at most in a row; %d blocks sent again, %d good of %d; %d bytes for %d", name, missed, longest, s.Resent, slow.dec.Good(), rounds, s.Out, s.In)
+		if (missed[0] == 0) != (name == "control") || longest > 8 {
+			t.Errorf("%s: %d misses, %d in a row", name, missed, longest)
+		}
+		if name == "crowded" && slow.dec.Good() < rounds/2 {
+			t.Errorf("%d good blocks of %d", slow.dec.Good(), rounds)
+		}
+	}
+}

@@ -88,6 +88,7 @@ func ResumeEncoder(h *dedupe.History, connID uint64, o Options, s *EncoderState)
 	repairs := e.doubt.repairs
 	e.doubt = s.doubt
 	e.doubt.repairs = repairs
+	e.sparse.Store(e.doubt.sparse())
 	e.count.store(&s.count)
 	return e, nil
 }
@@ -164,7 +165,7 @@ func (s *EncoderState) Fields(c field.Coder) {
 	c.Flag(&s.barred)
 	s.framing.fields(c)
 	modelFields(c, &s.model)
-	field.Int(c, &s.doubt.level, math.MaxInt32)
+	field.Int(c, &s.doubt.level, trusting+maxSparse)
 	c.Number(&s.doubt.good, calm)
 	c.Number(&s.doubt.last, s.state.seq)
 	c.Number(&s.doubt.flight, s.state.seq)
