@@ -23,8 +23,9 @@ const (
 	holdMTU = 1500
 	// localReceive bounds what the kernel takes from a host before we read
 	// it: with more, a sender that measures its socket's rate sees our buffer
-	// and not the path. It is a full block and a good LAN's round trip.
-	localReceive = 512 << 10
+	// and not the path, and its own kernel buffers twice as much again. It is a
+	// full block and a good LAN's round trip. The kernel is told half.
+	localReceive = 320 << 10
 	// peerReceive is what the kernel may take from the peer before we read it,
 	// from the start: the kernel's own growth of it stalls while a lost segment
 	// holds up the ones behind it. Our credit bounds what is really there.
@@ -235,7 +236,7 @@ func reuse(fd int) error {
 }
 
 func localBuffers(fd int) error {
-	return wrap("SO_RCVBUFFORCE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, localReceive))
+	return wrap("SO_RCVBUFFORCE", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, localReceive/2))
 }
 
 // urgentInline leaves an urgent byte where it is among the others: outside it

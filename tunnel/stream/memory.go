@@ -23,7 +23,7 @@ const (
 	maxReserve  = 512 << 20
 	// streamTakes is what a stream may soon take that has just begun: its first
 	// window, and as much as the kernel keeps for its host.
-	streamTakes = startWindow + 2*localReceive
+	streamTakes = startWindow + localReceive
 )
 
 // Memory is a place that bounds how much memory this process may have.
