@@ -274,7 +274,10 @@ func newUnixConn(c *net.UnixConn) (*unixConn, error) {
 func (c *unixConn) Wait() error { return c.peek() }
 
 // Unacked implements Conn: what the other end has not read.
-func (c *unixConn) Unacked() (int, error) { return c.out() }
+func (c *unixConn) Unacked() (n, window int, err error) {
+	n, err = c.out()
+	return n, 0, err
+}
 
 // Finish implements Conn.
 func (c *unixConn) Finish() error { return c.Close() }

@@ -32,11 +32,18 @@ const (
 	startGain, burstGain = pathTrips, 8
 	// startRounds without a quarter's growth end the start.
 	startRounds = 3
+	// forget is the part of a host's window missing in a round that from then on is
+	// not taken for bytes that the host has not read: its kernel may have less
+	// memory than before. It is small, since a slow host's queue grows by it.
+	forget = 1.0 / 512
 )
 
 // credit decides how many original bytes the peer may send to a host here: as
-// many as the host has acknowledged, plus a window of the host's drain rate
+// many as the host has taken, plus a window of the host's drain rate
 // times (100 ms + round trip), or four round trips as long as the host keeps up.
+// Taken is what the host's kernel has acknowledged and its program has read, as the
+// window shows that the kernel announces: it may hold tens of megabytes, of which a
+// hypervisor would believe that they have arrived.
 // While the rate is still growing the window is a multiple of what the round has
 // delivered, so a stream finds its rate in a few round trips. Pure; not safe for
 // concurrent use.
@@ -55,31 +62,36 @@ type credit struct {
 
 	looked time.Time // of the last Update
 	seen   uint64    // received then
-	idle   bool      // and all of it acknowledged
+	idle   bool      // and all of it taken
+	taken  uint64    // by the host, so far
+	widest uint64    // window of the host
 }
 
 func newCredit(now time.Time) *credit {
 	return &credit{limit: startWindow, window: startWindow, began: now, looked: now, idle: true, behind: math.MaxUint64}
 }
 
-// Update takes the totals received from the peer and acknowledged by the host
-// and the round-trip time between the agents. It returns the new limit and
-// whether it is worth telling the peer.
-func (c *credit) Update(now time.Time, received, acked uint64, rtt time.Duration) (limit uint64, grant bool) {
+// Update takes the totals received from the peer and acknowledged by the host, the
+// window the host announces, and the round-trip time between the agents. It returns
+// the new limit and whether it is worth telling the peer.
+func (c *credit) Update(now time.Time, received, acked, window uint64, rtt time.Duration) (limit uint64, grant bool) {
+	c.widest = max(c.widest, window)
+	c.taken = max(c.taken, acked-min(acked, c.widest-window))
 	c.limited = c.limited || c.limit-received < c.window/2
 	if !c.idle {
 		c.busy += now.Sub(c.looked)
 	}
-	c.behind = min(c.behind, c.seen-min(c.seen, acked))
-	c.looked, c.seen, c.idle = now, received, acked >= received
+	c.behind = min(c.behind, c.seen-min(c.seen, c.taken))
+	c.looked, c.seen, c.idle = now, received, c.taken >= received
 	if c.starts < startRounds {
-		c.open(float64(acked-c.base), rtt)
+		c.open(float64(c.taken-c.base), rtt)
 	}
 	if elapsed := now.Sub(c.began); elapsed >= max(rtt, minRound) {
-		c.round(float64(acked-c.base)/elapsed.Seconds(), rtt)
-		c.began, c.base, c.limited, c.behind, c.busy = now, acked, false, math.MaxUint64, 0
+		c.round(float64(c.taken-c.base)/elapsed.Seconds(), rtt)
+		c.began, c.base, c.limited, c.behind, c.busy = now, c.taken, false, math.MaxUint64, 0
+		c.widest -= uint64(math.Ceil(float64(c.widest-window) * forget))
 	}
-	next := acked + c.window
+	next := max(c.taken+c.window, acked+minWindow) // if the window only shrank, it still goes on
 	if next <= c.limit || next-c.limit < c.window/8 {
 		return c.limit, false
 	}
@@ -88,8 +100,10 @@ func (c *credit) Update(now time.Time, received, acked uint64, rtt time.Duration
 }
 
 // Scarce reports whether the sender may soon wait for credit, so that the
-// host's acknowledgements are worth polling for.
-func (c *credit) Scarce(received uint64) bool { return c.limit-received < c.window/2 }
+// host's progress is worth polling for.
+func (c *credit) Scarce(received uint64) bool {
+	return c.taken < received && c.limit-received < c.window/2
+}
 
 // round takes the rate of the round that ended. A round that the sender did
 // not fill says nothing unless it was faster than what is known.

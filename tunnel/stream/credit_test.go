@@ -7,11 +7,16 @@ import (
 )
 
 // flowModel is a sender that always has data, a path with a rate and a round
-// trip, and a host that drains at a rate; time in steps of a millisecond.
+// trip, and a host whose program reads at a rate, from a kernel that takes some more
+// and announces a window, or seems to announce none; time in steps of a millisecond.
 type flowModel struct {
 	path, host         float64 // bytes per second
+	kernel             float64 // bytes
+	mute               bool
+	now                time.Duration // since t0
 	rtt                time.Duration
 	sent, received     float64
+	read               float64
 	acked, limitAtPeer float64
 	inFlight           []arrival
 	credits            []arrival
@@ -29,7 +34,8 @@ func (m *flowModel) run(c *credit, d time.Duration) (rate, queued float64) {
 	const step = time.Millisecond
 	var half float64
 	for i := range int(d / step) {
-		now := t0.Add(time.Duration(i) * step)
+		m.now += step
+		now := t0.Add(m.now)
 		for len(m.credits) > 0 && !m.credits[0].at.After(now) {
 			m.limitAtPeer = m.credits[0].value
 			m.credits = m.credits[1:]
@@ -41,17 +47,22 @@ func (m *flowModel) run(c *credit, d time.Duration) (rate, queued float64) {
 			m.received = m.inFlight[0].value
 			m.inFlight = m.inFlight[1:]
 		}
-		m.acked += min(m.host*step.Seconds(), m.received-m.acked)
+		m.read += min(m.host*step.Seconds(), m.received-m.read)
+		m.acked = max(m.acked, min(m.received, m.read+m.kernel))
 		if i > int(d/step)/2 {
-			queued = max(queued, m.received-m.acked)
+			queued = max(queued, m.received-m.read)
 		} else {
-			half = m.acked
+			half = m.read
 		}
-		if limit, ok := c.Update(now, uint64(m.received), uint64(m.acked), m.rtt); ok {
+		window := max(0, m.kernel-(m.acked-m.read))
+		if m.mute {
+			window = 0
+		}
+		if limit, ok := c.Update(now, uint64(m.received), uint64(m.acked), uint64(window), m.rtt); ok {
 			m.credits = append(m.credits, arrival{now.Add(m.rtt / 2), float64(limit)})
 		}
 	}
-	return (m.acked - half) / (d / 2).Seconds(), queued
+	return (m.read - half) / (d / 2).Seconds(), queued
 }
 
 // TestCreditRates: the window lets the slower of path and host work at its
@@ -78,6 +89,38 @@ func TestCreditRates(t *testing.T) {
 		if most := max(1.3*c.host*(drainTime+c.rtt).Seconds(), 1.3*minWindow); c.host < c.path && queued > most {
 			t.Errorf("path %.0f MB/s, host %.0f MB/s, %v: %.1f MB queued, want at most %.1f", c.path/1e6, c.host/1e6, c.rtt, queued/1e6, most/1e6)
 		}
+	}
+}
+
+// TestCreditKernel: what a host's kernel holds for a slow program is not taken for
+// delivered, however much it is willing to take. In the control the window is not known.
+func TestCreditKernel(t *testing.T) {
+	for _, mute := range []bool{false, true} {
+		m := flowModel{path: 200e6, host: 17e6, kernel: 32 << 20, rtt: 100 * time.Millisecond, mute: mute}
+		rate, queued := m.run(newCredit(t0), 20*time.Second)
+		if rate < 0.95*m.host {
+			t.Errorf("mute %v: %.1f MB/s", mute, rate/1e6)
+		}
+		if most := 1.5 * m.host * (drainTime + m.rtt).Seconds(); queued > most != mute {
+			t.Errorf("mute %v: %.1f MB queued, %.1f are asked for", mute, queued/1e6, most/1e6)
+		}
+	}
+}
+
+// TestCreditWindowShrinks: a kernel that has less memory than before looks like a
+// program that does not read. The stream goes on, and is as fast again when that is
+// forgotten.
+func TestCreditWindowShrinks(t *testing.T) {
+	m := flowModel{path: 50e6, host: 1e9, kernel: 32 << 20, rtt: 20 * time.Millisecond}
+	c := newCredit(t0)
+	m.run(c, 2*time.Second)
+	m.kernel = 1 << 20
+	if slow, _ := m.run(c, 2*time.Second); slow < minWindow*10 {
+		t.Errorf("%.1f MB/s at first", slow/1e6)
+	}
+	m.run(c, time.Minute)
+	if rate, _ := m.run(c, 2*time.Second); rate < 0.95*m.path {
+		t.Errorf("%.1f MB/s in the end", rate/1e6)
 	}
 }
 
@@ -116,14 +159,14 @@ func TestCreditStall(t *testing.T) {
 	before, acked := c.limit, uint64(m.acked)
 	for i := range 1000 {
 		now := t0.Add(2*time.Second + time.Duration(i)*50*time.Millisecond)
-		if limit, ok := c.Update(now, before, acked, m.rtt); ok && limit < before || c.limit < before {
+		if limit, ok := c.Update(now, before, acked, 0, m.rtt); ok && limit < before || c.limit < before {
 			t.Fatal("credit taken back")
 		}
 	}
 	if c.window != minWindow || c.limit > acked+maxWindow {
 		t.Errorf("window %d after a long stall", c.window)
 	}
-	if limit, ok := c.Update(t0.Add(time.Minute), c.limit, c.limit, m.rtt); !ok || limit < c.window {
+	if limit, ok := c.Update(t0.Add(time.Minute), c.limit, c.limit, 0, m.rtt); !ok || limit < c.window {
 		t.Error("everything is acknowledged and no more is granted")
 	}
 }
@@ -135,7 +178,7 @@ func TestCreditIdle(t *testing.T) {
 	var n uint64
 	for i := range 10000 {
 		n += r.Uint64N(500)
-		limit, _ := c.Update(t0.Add(time.Duration(i)*20*time.Millisecond), n, n, 20*time.Millisecond)
+		limit, _ := c.Update(t0.Add(time.Duration(i)*20*time.Millisecond), n, n, 0, 20*time.Millisecond)
 		if limit-n < minWindow/2 {
 			t.Fatalf("%d bytes of credit left", limit-n)
 		}
@@ -153,7 +196,7 @@ func TestCreditBounds(t *testing.T) {
 		now = now.Add(time.Duration(r.Int64N(int64(100 * time.Millisecond))))
 		received += r.Uint64N(c.limit - received + 1)
 		acked += r.Uint64N(received - acked + 1)
-		limit, _ := c.Update(now, received, acked, time.Duration(r.Int64N(int64(time.Second))))
+		limit, _ := c.Update(now, received, acked, r.Uint64N(64<<20), time.Duration(r.Int64N(int64(time.Second))))
 		if limit < last || limit > acked+maxWindow && limit != last || c.window < minWindow || c.window > maxWindow {
 			t.Fatalf("limit %d after %d, acknowledged %d, window %d", limit, last, acked, c.window)
 		}

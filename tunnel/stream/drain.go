@@ -148,7 +148,7 @@ func (r *relay) nextMark(n, size int) (at int, marked bool) {
 
 // look asks what the host has acknowledged and acts on it.
 func (r *relay) look() (progress bool, s drainState, err error) {
-	n, err := r.local.Unacked()
+	n, window, err := r.local.Unacked()
 	if err != nil {
 		return false, drainIdle, err
 	}
@@ -161,7 +161,7 @@ func (r *relay) look() (progress bool, s drainState, err error) {
 	}
 	acked := total - min(total, uint64(n))
 	progress, r.acked = acked > r.acked, max(r.acked, acked)
-	if limit, ok := r.grant.Update(time.Now(), r.received.Load(), min(acked, r.written), rtt); ok && !r.fin {
+	if limit, ok := r.grant.Update(time.Now(), r.received.Load(), min(acked, r.written), uint64(window), rtt); ok && !r.fin {
 		r.pc.out.control(appendCount(nil, frameCredit, limit))
 	}
 	if r.fin && !r.done && len(r.queue) == 0 && acked >= r.written {
@@ -181,7 +181,7 @@ func (r *relay) state() drainState {
 		return drainMore
 	case r.rst:
 		return drainReset
-	case r.fin && !r.done, r.shut && !r.shutDone, r.acked < r.written && r.grant.Scarce(r.received.Load()):
+	case r.fin && !r.done, r.shut && !r.shutDone, r.grant.Scarce(r.received.Load()):
 		return drainPoll
 	}
 	r.draining = false

@@ -109,8 +109,10 @@ type Conn interface {
 	// WriteUrgent writes one byte as an urgent one.
 	WriteUrgent(b byte) error
 	// Unacked is the number of bytes written (a FIN counts as one) that the
-	// other host has not acknowledged. It fails once the connection is reset.
-	Unacked() (int, error)
+	// other host has not acknowledged, and the window that it announces: as many bytes as it
+	// would take besides; always 0 if that is not known. It fails once the
+	// connection is reset.
+	Unacked() (n, window int, err error)
 	// RTT is the lowest round-trip time seen; 0 if not known.
 	RTT() time.Duration
 	// DeliveryRate is how many bytes a second the path took lately; 0 if not

@@ -210,7 +210,7 @@ func (r *relay) awaitCredit() uint64 {
 		case <-r.closed:
 		case <-r.pause.halt:
 		case <-time.After(stallCheck):
-			if _, err := r.local.Unacked(); err != nil {
+			if _, _, err := r.local.Unacked(); err != nil {
 				r.abort(true)
 			}
 		}

@@ -180,6 +180,8 @@ func (g *credit) fields(c field.Coder) {
 	field.Int(c, &g.busy, math.MaxInt64)
 	anyNumber(c, &g.seen)
 	c.Flag(&g.idle)
+	anyNumber(c, &g.taken)
+	anyNumber(c, &g.widest)
 }
 
 // anyNumber shows a number that may be any.

@@ -123,19 +123,18 @@ func (c *tcpConn) WriteUrgent(b byte) error {
 // Unacked implements Conn. The state is asked first: a connection whose last
 // acknowledgement and FIN come between the two questions would show as closed
 // with something unacknowledged, as one that was reset does.
-func (c *tcpConn) Unacked() (int, error) {
+func (c *tcpConn) Unacked() (n, window int, err error) {
 	info, err := c.info()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	n, err := outQueue(c.raw)
-	if err != nil {
-		return 0, err
+	if n, err = outQueue(c.raw); err != nil {
+		return 0, 0, err
 	}
 	if info.State == tcpClosed && (n > 0 || !c.sentFIN.Load()) { // else both FINs are through
-		return 0, fmt.Errorf("write: %w", unix.ECONNRESET)
+		return 0, 0, fmt.Errorf("write: %w", unix.ECONNRESET)
 	}
-	return n, nil
+	return n, int(info.Snd_wnd), nil
 }
 
 // RTT implements Conn.

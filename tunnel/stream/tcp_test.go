@@ -50,7 +50,7 @@ func TestTCPReset(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read after a reset: %v", err)
 	}
-	if _, err := c.Unacked(); !errors.Is(err, syscall.ECONNRESET) {
+	if _, _, err := c.Unacked(); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("unacked after a reset: %v", err)
 	}
 }
@@ -74,7 +74,7 @@ func TestTCPEnds(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("read at the end: %v", err)
 	}
-	if n, err := c.Unacked(); n != 0 || err != nil {
+	if n, _, err := c.Unacked(); n != 0 || err != nil {
 		t.Errorf("unacked at the end: %d, %v", n, err)
 	}
 	if err := c.Finish(); err != nil {
@@ -98,7 +98,7 @@ func TestTCPEndsTogether(t *testing.T) {
 			t.Fatal(err)
 		}
 		for {
-			n, err := c.Unacked()
+			n, _, err := c.Unacked()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -232,7 +232,7 @@ func TestAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		for n := 1; n > 0; {
-			if n, err = c.Unacked(); err != nil {
+			if n, _, err = c.Unacked(); err != nil {
 				t.Fatal(err)
 			}
 		}

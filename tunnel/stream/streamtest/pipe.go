@@ -300,17 +300,17 @@ func (c *Conn) Finish() error {
 }
 
 // Unacked implements stream.Conn.
-func (c *Conn) Unacked() (int, error) {
+func (c *Conn) Unacked() (n, window int, err error) {
 	c.p.mu.Lock()
 	defer c.p.mu.Unlock()
 	if err := c.failed("write"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	n := max(0, c.out().size-received)
+	n, window = max(0, c.out().size-received), max(0, received-c.out().size)
 	if n > 0 && c.out().fin {
 		n++
 	}
-	return n, nil
+	return n, window, nil
 }
 
 // RTT implements stream.Conn.
