@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	// writing is how long the guest writes between its way there and back.
-	writing = time.Minute
+	// writing is how long the guest writes between its way there and back, settling
+	// what it has to come to a lighter load.
+	writing  = time.Minute
+	settling = 5 * time.Second
 	// fdChannels is how many connections carry memory in a multifd migration.
 	fdChannels = 4
 	bootWait   = 10 * time.Minute
@@ -85,7 +87,8 @@ func build(ctx context.Context, out string) error {
 }
 
 // guest follows one guest: its disk, its first move, a minute of writes, its
-// return, and a move over many connections.
+// return, a move over many connections, and then, with less to do, another one
+// there and, after a minute, back.
 func (c *corpus) guest(ctx context.Context) error {
 	m, err := c.boot(ctx, "guest", firstSeed)
 	if err != nil {
@@ -98,26 +101,47 @@ func (c *corpus) guest(ctx context.Context) error {
 	if err := c.mirror(ctx, m, "nbd", "the guest's disk mirrored over NBD just before a1: what the server gets"); err != nil {
 		return err
 	}
-	steps := []struct {
-		name, what string
-		wait       time.Duration
-		channels   int
-	}{
-		{"a1", "first migration of a guest with filled databases", 0, 0},
-		{"a2", "the same guest after a minute of writes", writing, 0},
-		{"multifd", "the same guest again, over four connections for memory and one for the rest", 0, fdChannels},
-	}
-	for _, s := range steps {
+	move := func(s step) error {
 		if err := program.Sleep(ctx, s.wait); err != nil {
 			return err
 		}
 		to, err := c.move(ctx, m, s.name, s.what, s.channels)
-		if err != nil {
+		if err == nil {
+			m = to
+		}
+		return err
+	}
+	for _, s := range []step{
+		{"a1", "first migration of a guest with filled databases", 0, 0},
+		{"a2", "the same guest after a minute of writes", writing, 0},
+		{"multifd", "the same guest again, over four connections for memory and one for the rest", 0, fdChannels},
+	} {
+		if err := move(s); err != nil {
 			return err
 		}
-		m = to
 	}
-	return c.fetch(ctx, m, "dump", "dump2.sql", "pg_dump after a2")
+	if err := c.fetch(ctx, m, "dump", "dump2.sql", "pg_dump after a2"); err != nil {
+		return err
+	}
+	if err := machine.Fetch(ctx, m.Socket("port"), "calm", os.DevNull); err != nil {
+		return err
+	}
+	for _, s := range []step{
+		{"light1", "the same guest again, now with 60 small writes a second", settling, 0},
+		{"light2", "the same after a minute of such writes", writing, 0},
+	} {
+		if err := move(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step is a move that is captured, after a wait.
+type step struct {
+	name, what string
+	wait       time.Duration
+	channels   int
 }
 
 // sibling captures the first move of another guest of the same image.

@@ -64,16 +64,19 @@ const (
 	first          = "first migration"
 	sibling        = "sibling"
 	back           = "return"
+	gentle         = "return, light load"
 	again          = "exact repeat"
 	seeded         = "seeded first"
 	incompressible = "incompressible"
+	// between is sent before a return with a light load, and is no row.
+	between = "before the light load"
 )
 
 // kinds are the rows of a link, in order; files the captured streams that they
 // are.
 var (
-	kinds = []string{first, seeded, back, sibling, again, incompressible}
-	files = map[string]string{first: "a1", seeded: "a1", sibling: "s", back: "a2", again: "a1"}
+	kinds = []string{first, seeded, back, gentle, sibling, again, incompressible}
+	files = map[string]string{first: "a1", seeded: "a1", sibling: "s", back: "a2", again: "a1", between: "light1", gentle: "light2"}
 )
 
 // image is the file that is seeded.

@@ -10,7 +10,9 @@
 // bytes, and have a "~". stitch carries everything, in the table's order but
 // incompressible data last, over agents that have just started; "seeded" is in a lab
 // of its own, after `stitch seed` of the guests' image. The aims are evaluated, and
-// those that are missed are printed as missed.
+// those that are missed are printed as missed. Of the two returns, of a guest that had
+// much to do meanwhile and of one that had little, it is also said what zstd
+// --patch-from makes of them, and how fast that would be if it took no time.
 //
 // Sites, hosts and emulator share the machine's processors. How busy these were is
 // in the table: a figure near 100 % is the machine's and not the WAN's.

@@ -25,7 +25,7 @@ const (
 	// after a transfer.
 	settle = 2 * time.Second
 	// history holds what one lab sends of migrations.
-	history = "2GiB"
+	history = "3GiB"
 	// enough is the time from which on a transfer tells plain WireGuard's rate.
 	enough = 20 * time.Second
 )
@@ -43,7 +43,7 @@ type measurement struct {
 // before it.
 func measure(ctx context.Context, o options) (r *Report, err error) {
 	m := &measurement{options: o, Progress: program.Begin(), report: &Report{
-		Machine: fmt.Sprintf("%d processors, Linux %s", runtime.NumCPU(), release()), Limit: o.limit.Seconds(), Sizes: map[string]int64{},
+		Machine: fmt.Sprintf("%d processors, Linux %s", runtime.NumCPU(), release()), Limit: o.limit.Seconds(), Sizes: map[string]int64{}, Patches: map[string]int64{},
 	}}
 	for kind, file := range files {
 		fi, err := os.Stat(filepath.Join(o.corpus, file))
@@ -65,6 +65,13 @@ func measure(ctx context.Context, o options) (r *Report, err error) {
 	for file, pkg := range map[string]string{m.stitch: "./cmd/stitch", m.wireguard: "golang.zx2c4.com/wireguard"} {
 		if err := machine.Run(exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", file, pkg)); err != nil {
 			return nil, err
+		}
+	}
+	if t3 := links[0]; m.wants(t3, stitch, "migrations") {
+		for kind := range earlier {
+			if err := m.patch(ctx, kind); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, l := range links {
@@ -101,7 +108,7 @@ func (m *measurement) link(ctx context.Context, l link) error {
 	}
 	var kinds []string
 	if m.wants(l, stitch, "migrations") {
-		kinds = append(kinds, first, back, sibling, again)
+		kinds = append(kinds, first, back, between, gentle, sibling, again)
 	}
 	if m.wants(l, stitch, incompressible) {
 		kinds = append(kinds, incompressible)

@@ -14,9 +14,13 @@ type Report struct {
 	Limit float64 `json:"limit_s"`
 	// Sizes are the bytes of each kind of data.
 	Sizes map[string]int64 `json:"sizes"`
-	Runs  []Run            `json:"runs"`
-	Rows  []Row            `json:"rows"`
-	Aims  []Aim            `json:"aims"`
+	// Patches are the bytes that zstd --patch-from makes of the returns.
+	Patches map[string]int64 `json:"patches,omitempty"`
+	Runs    []Run            `json:"runs"`
+	Rows    []Row            `json:"rows"`
+	Aims    []Aim            `json:"aims"`
+	// Bounds are for the returns on the first link.
+	Bounds []Bound `json:"bounds,omitempty"`
 }
 
 // Run is one transfer, verified.
@@ -133,7 +137,7 @@ func (r *Report) cell(link, carrier, data string) Cell {
 
 // compare makes the rows and holds them against the aims.
 func (r *Report) compare() {
-	r.Rows, r.Aims = nil, nil
+	r.Rows, r.Aims, r.Bounds = nil, nil, nil
 	for _, l := range links {
 		for _, kind := range kinds {
 			if r.find(l.name, stitch, kind) == nil && (kind != first || r.find(l.name, cubic, kind) == nil && r.find(l.name, bbr, kind) == nil) {
@@ -145,12 +149,15 @@ func (r *Report) compare() {
 			}
 			r.Rows = append(r.Rows, row)
 			r.judge(l, row)
+			if b, ok := r.bound(l, row); ok && l == links[0] {
+				r.Bounds = append(r.Bounds, b)
+			}
 		}
 	}
 }
 
 // least are the aims on the T3 line, in multiples of plain CUBIC's speed.
-var least = map[string]float64{first: 2.7, seeded: 3.8, sibling: 7, back: 40}
+var least = map[string]float64{first: 2.7, seeded: 3.8, sibling: 7, back: 40, gentle: 40}
 
 // judge holds a row against the aims about it.
 func (r *Report) judge(l link, row Row) {
@@ -221,6 +228,10 @@ func (r *Report) print(out io.Writer) {
 			more = " or more"
 		}
 		fmt.Fprintf(out, "%-6s  %.2f%s, at least %.2f: %s\n", map[bool]string{true: "met", false: "MISSED"}[a.Met], a.Got, more, a.Least, a.What)
+	}
+	for _, b := range r.Bounds {
+		fmt.Fprintf(out, "bound   %.2f: %s, %s: the %.2f MB of zstd --patch-from would take %.2f s, and its own time\n",
+			b.Over, b.Link, b.Data, float64(b.Bytes)/1e6, b.Seconds)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 
 // report is what two links made of migrations and incompressible data.
 func report() *Report {
-	r := &Report{Machine: "a machine", Limit: 100, Sizes: map[string]int64{first: 360e6, back: 400e6, sibling: 350e6, again: 360e6, seeded: 360e6}}
+	r := &Report{Machine: "a machine", Limit: 100, Sizes: map[string]int64{first: 360e6, back: 400e6, sibling: 350e6, again: 360e6, seeded: 360e6}, Patches: map[string]int64{back: 7e6}}
 	add := func(link, carrier, data string, bytes int64, seconds float64, cut bool, window float64) {
 		r.Runs = append(r.Runs, Run{Link: link, Carrier: carrier, Data: data, Bytes: bytes, Seconds: seconds, Cut: cut, Window: window, WAN: bytes, Busy: 0.5})
 	}
@@ -42,6 +42,8 @@ func TestReport(t *testing.T) {
 		"MISSED  0.97, at least 0.98: T3, incompressible: times as fast as plain CUBIC",
 		"met     37.88, at least 0.98: 100/80 3%, incompressible: times as fast as plain CUBIC",
 		"~80.0 s", "> 100.0 s",
+		// 7 MB at 5.2 MB/s and 0.15 s, where plain takes 80 s.
+		"bound   53.46: T3, return: the 7.00 MB of zstd --patch-from would take 1.50 s",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, &b)
