@@ -3,6 +3,7 @@ package dedupe
 import (
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -32,8 +33,11 @@ func (h *History) Touch(r Ring, n int64) {
 const (
 	// MaxAhead bounds the memory, in bytes, that is touched ahead of a ring's
 	// head; it is not more than what the ring has taken so far, so a history of a
-	// few streams stays small.
-	MaxAhead = 256 << 20
+	// few streams stays small. Beyond nearAhead it waits until the head has rested
+	// for a moment: giving memory takes processors from those who move it.
+	MaxAhead  = 512 << 20
+	nearAhead = 64 << 20
+	restTime  = 100 * time.Millisecond
 	// touchStep is what the kernel is asked for in one call: while it gives memory
 	// it keeps others from changing the process's mappings.
 	touchStep = 4 << 20
@@ -49,32 +53,38 @@ type touching struct {
 // touchAhead is called when the head has moved. It has the kernel give memory for
 // what comes next, beside the caller.
 func (r *ring) touchAhead() {
-	if len(r.data) < offHeap || r.touchGoal() < r.touched.to.Load()+touchStep || r.touched.busy.Swap(true) {
+	if len(r.data) < offHeap || r.touchGoal(MaxAhead) < r.touched.to.Load()+touchStep || r.touched.busy.Swap(true) {
 		return
 	}
 	go func() {
 		defer r.touched.busy.Store(false)
-		for {
-			from := max(r.touched.to.Load(), r.head.Load()/touchStep*touchStep)
-			goal := r.touchGoal()
-			if from >= goal {
+		for rested := false; ; {
+			head := r.head.Load()
+			from := max(r.touched.to.Load(), head/touchStep*touchStep)
+			if from >= r.touchGoal(MaxAhead) {
 				return
 			}
-			to := min(from+touchStep, goal)
+			if from >= r.touchGoal(nearAhead) && !rested {
+				time.Sleep(restTime)
+				rested = r.head.Load() == head
+				continue
+			}
+			to := min(from+touchStep, r.touchGoal(MaxAhead))
 			populate(r.data[from:to])
 			r.touched.to.Store(to)
+			rested = rested && r.head.Load() == head
 		}
 	}()
 }
 
-// touchGoal is the end of the memory that should be there now; 0 after the first
-// lap.
-func (r *ring) touchGoal() uint64 {
+// touchGoal is the end of the memory that should be there now, so far ahead at most; 0
+// after the first lap.
+func (r *ring) touchGoal(most uint64) uint64 {
 	head := r.head.Load()
 	if head >= r.mem {
 		return 0
 	}
-	return min(head+min(head, MaxAhead), r.mem)
+	return min(head+min(head, most), r.mem)
 }
 
 // populate touches the whole pages of s.
