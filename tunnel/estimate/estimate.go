@@ -90,8 +90,9 @@ func New(cfg Config) (*Session, error) {
 	}
 	if cfg.Expect > 0 {
 		// With what the rings would have given ahead while something is measured.
-		s.sender.Touch(dedupe.Sent, cfg.Expect+dedupe.MaxAhead)
-		s.receiver.Touch(dedupe.Received, cfg.Expect+dedupe.MaxAhead)
+		n := cfg.Expect + min(cfg.Expect, dedupe.MaxAhead)
+		s.sender.Touch(dedupe.Sent, n)
+		s.receiver.Touch(dedupe.Received, n)
 	}
 	return s, nil
 }
