@@ -2,6 +2,7 @@ package tunnel_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -192,6 +193,23 @@ func (k *checker) note(v verdict, end string, c net.Conn, id, size uint64, began
 		k.t.Logf("connection %d (%v) at the %s: %v after %v; %d bytes announced; its own sending: %v",
 			id, c.LocalAddr(), end, v, time.Since(began).Round(time.Millisecond), size, sent)
 	}
+	if v == hung {
+		k.t.Log("it began at ", began.UTC(), "\n", k.sockets(c))
+	}
+}
+
+// sockets is what the hosts and edges have of a connection.
+func (k *checker) sockets(c net.Conn) (text string) {
+	local, remote := c.LocalAddr().(*net.TCPAddr), c.RemoteAddr().(*net.TCPAddr)
+	client := local.Port
+	if local.Port < remote.Port { // the server's
+		client = remote.Port
+	}
+	for _, host := range []string{"h1", "e1", "e2", "h2"} {
+		out, err := k.l.CommandContext(context.Background(), host, "ss", "-tinmoe", fmt.Sprintf("sport = %d or dport = %d", client, client)).CombinedOutput()
+		text += fmt.Sprintf("%s: %s%v\n", host, out, err)
+	}
+	return text
 }
 
 // serve answers connections with as many bytes as they bring.
