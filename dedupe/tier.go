@@ -11,7 +11,6 @@ import (
 )
 
 const (
-	chunkPages = chunkSize / pageSize
 	// freshSums is how many changed chunks a summary digests itself.
 	freshSums = 64
 	// askTimes is how many candidates must lie in a chunk before it is read

@@ -12,7 +12,8 @@ import (
 // Touch makes the kernel give memory for the next n bytes of a ring (Sent: what
 // we will send) and for the index now, so that it does not have to while data
 // waits: on some virtual machines that takes several times as long as matching.
-// A ring that is used has memory of MaxAhead bytes more given beside it.
+// A ring that is used has some more given beside it, and up to MaxAhead bytes when it
+// rests.
 // It is an aid, does nothing before Linux 5.14, and changes no contents. It is
 // safe for concurrent use.
 func (h *History) Touch(r Ring, n int64) {

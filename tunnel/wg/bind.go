@@ -71,10 +71,11 @@ func (b *binder) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if b.unmerged.Load() {
 		b.ungro(actual)
 	}
-	if b.measured {
+	var stamps []int
+	if b.measured { // a stock peer sends no gauges
 		b.disbelieve(actual)
+		stamps = stampSockets(actual)
 	}
-	stamps := stampSockets(actual)
 	for i, fn := range fns {
 		s := stamper{-1}
 		if len(stamps) == len(fns) {
